@@ -1,0 +1,205 @@
+"""The typed recipe: every field a run knows, with its default and one line of meaning.
+
+One pydantic class per section. Nothing here reads files or runs anything: `recipe.load` turns YAML into
+a `Recipe` and words its errors, `pipeline` executes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A recipe section: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Clean(Section):
+    """What happens to a document before it is split; every step counts what it changed or dropped."""
+
+    repair: bool = Field(True, description="mend mis-decoded text (ftfy) where it looks broken")
+    unicode: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode normal form")
+    control_characters: bool = Field(True, description="remove control characters except tab and newline")
+    min_chars: int = Field(1, ge=0, description="drop documents shorter than this")
+    max_chars: int | None = Field(None, ge=1, description="drop documents longer than this")
+    max_repetition: float | None = Field(
+        None, gt=0, le=1, description="drop documents in which duplicate lines or 10-character runs exceed this share"
+    )
+    duplicates: bool = Field(True, description="drop exact duplicates (after case and space folding)")
+    near_duplicates: float | None = Field(
+        None, gt=0, lt=1, description="drop documents whose estimated Jaccard similarity (MinHash) to a kept one exceeds this"
+    )
+    languages: list[str] | None = Field(None, description="keep only these languages (ISO 639-1: en, zh, fr, ...)")
+    pii: Literal["keep", "mask", "drop"] = Field("keep", description="personal data: keep, replace by <EMAIL> and the like, or drop the document")
+    stop_words: str | None = Field(None, description="remove stop words of this language (for classic baselines)")
+    stem: str | None = Field(None, description="stem words with snowballstemmer's algorithm of this name (for classic baselines)")
+    segment: Literal["jieba", "none"] = Field("none", description="put spaces between Chinese words (for classic baselines)")
+
+
+class Split(Section):
+    """How rows are divided; by hash they stay where they are when data is added."""
+
+    by: Literal["hash", "order"] = Field("hash", description="hash of the row (or group), or the file's own order")
+    validation: float = Field(0.05, ge=0, lt=1, description="share of the rows")
+    test: float = Field(0.05, ge=0, lt=1, description="share of the rows")
+    group: str | None = Field(None, description="column whose equal values stay together")
+    salt: str = Field("formary", description="another salt gives another split")
+    duplicates: Literal["remove", "keep"] = Field("remove", description="training rows that also occur in validation or test")
+
+
+class Tokenizer(Section):
+    """A tokenizer to train, or one to load."""
+
+    kind: Literal["bpe", "wordpiece", "unigram", "characters", "bytes"] = Field("bpe", description="what to train")
+    vocab_size: int = Field(4096, ge=8, description="upper bound of the vocabulary, special tokens included")
+    path: str | None = Field(None, description="load instead: a tokenizer.json, a vocab.txt, a vocab.json beside merges.txt, or a model folder")
+    lowercase: bool = Field(False, description="fold case (WordPiece as in BERT uncased)")
+    sample_chars: int = Field(50_000_000, ge=1000, description="train on at most this many characters")
+
+
+class Augment(Section):
+    """Random changes to training rows only; each is a probability."""
+
+    delete: float = Field(0.0, ge=0, lt=1, description="drop a word")
+    swap: float = Field(0.0, ge=0, lt=1, description="swap neighbouring words")
+    synonym: float = Field(0.0, ge=0, lt=1, description="replace a word from the synonyms table")
+    synonyms: str | None = Field(None, description="table: one group of synonyms a line, separated by tabs or commas")
+    mask: float = Field(0.0, ge=0, lt=1, description="replace a span of words by one mask word")
+    back_translate: str | None = Field(None, description="a Python function module:function, text -> text")
+    copies: int = Field(1, ge=1, description="augmented copies per row, beside the original")
+
+
+class Data(Section):
+    """Where the rows come from and how they become tokens."""
+
+    sources: list[str] = Field(description="files, folders or globs: txt, jsonl, csv, parquet, each also .gz or .zst")
+    validation: list[str] = Field(default_factory=list, description="rows for validation, instead of a split")
+    test: list[str] = Field(default_factory=list, description="rows for test, instead of a split")
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: your column, e.g. {text: body}")
+    documents: str = Field(
+        "file",
+        description="how a plain text file becomes documents: file, line, paragraph, or a regular expression that begins one",
+    )
+    encoding: str = Field("utf-8", description="of text files")
+    max_rows: int | None = Field(None, ge=1, description="read at most this many rows")
+    clean: Clean = Clean()
+    split: Split = Split()
+    tokenizer: Tokenizer = Tokenizer()
+    augment: Augment = Augment()
+    words: Literal["tokenizer", "jieba", "none"] = Field(
+        "none", description="mark where words begin, for whole-word masking (jieba: Chinese words)"
+    )
+
+
+class Model(Section):
+    """Which Transformer: a preset, a size, and any switch of TransformerConfig; or weights to start from."""
+
+    preset: str = Field("gpt-mini", description="see `formary recipes --presets`")
+    size: str | None = Field(None, pattern=r"^\d+x\d+$", description="layers x width, e.g. 6x384")
+    start: str | None = Field(None, description="model folder or hub id whose weights to start from")
+    switches: dict[str, Any] = Field(default_factory=dict, description="fields of TransformerConfig that replace the preset's")
+
+
+class Optimiser(Section):
+    """The update rule."""
+
+    name: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="muon: hidden matrices by Muon, the rest by AdamW")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate (of AdamW's part under muon)")
+    matrix_lr: float = Field(0.02, gt=0, description="Muon's learning rate for hidden matrices")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Adam's moment decay rates")
+    momentum: float = Field(0.95, ge=0, lt=1, description="of Muon and SGD")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled L2, on matrices only")
+    l1: float = Field(0.0, ge=0, description="L1 penalty on matrices")
+
+
+class Schedule(Section):
+    """How the learning rate moves over the run."""
+
+    name: Literal["constant", "linear", "cosine", "exponential", "wsd"] = Field("cosine", description="wsd: warm-up, stable, decay")
+    warmup: float = Field(0.02, ge=0, description="steps (>= 1) or share of the run (< 1)")
+    decay: float = Field(0.3, gt=0, le=1, description="share of the run that wsd decays over")
+    final: float = Field(0.1, ge=0, le=1, description="last rate as a share of the peak")
+
+
+class Objective(Section):
+    """Settings of the pretraining objectives; each task reads its own."""
+
+    cross_documents: bool = Field(True, description="causal: let packed documents attend to one another")
+    mask_rate: float = Field(0.15, gt=0, lt=1, description="masked: share of tokens to predict (BERT 15 %)")
+    whole_words: bool = Field(False, description="masked: mask whole words (data.words must not be none)")
+    next_sentence: bool = Field(False, description="masked: BERT's next-sentence prediction beside it")
+    noise_density: float = Field(0.15, gt=0, lt=1, description="denoise: share of tokens in removed spans (T5)")
+    mean_span: float = Field(3.0, ge=1, description="denoise: mean length of a removed span (T5)")
+
+
+class Train(Section):
+    """The training loop."""
+
+    steps: int | None = Field(None, ge=1, description="optimiser steps; one of steps, epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training tokens")
+    batch: int = Field(16, ge=1, description="sequences per optimiser step")
+    micro_batch: int | None = Field(None, ge=1, description="sequences per forward pass; smaller than batch means gradient accumulation")
+    context: int = Field(256, ge=2, description="tokens per sequence")
+    objective: Objective = Objective()
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    clip: float | None = Field(1.0, gt=0, description="gradient norm is clipped to this")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float | None = Field(None, gt=0, lt=1, description="keep an exponential average of the weights with this decay")
+    validate_every: int = Field(200, ge=1, description="steps between validations")
+    validation_tokens: int | None = Field(100_000, ge=1, description="validate on at most this many tokens; null: all")
+    patience: int | None = Field(None, ge=1, description="stop after this many validations without improvement")
+    save_every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints kept beside the best")
+    sample_every: int | None = Field(None, ge=1, description="steps between text samples")
+    seed: int = Field(1337, ge=0)
+
+
+class Evaluate(Section):
+    """What is measured at the end, on the test split."""
+
+    baselines: bool = Field(True, description="unigram and interpolated 5-gram on the same split")
+    ngram_order: int = Field(5, ge=1, le=8)
+    bootstrap: int = Field(1000, ge=100, description="resamples behind each 95 % interval")
+    max_tokens: int | None = Field(None, ge=1, description="evaluate at most this many test tokens; null: all")
+    stride: int | None = Field(None, ge=1, description="tokens scored per window; default half the context, so each is seen with at least the other half before it")
+
+
+class Generate(Section):
+    """How the model writes, for the samples and as the model's own defaults."""
+
+    prompts: list[str] = Field(default_factory=list, description="what the samples in the report start from")
+    max_tokens: int = Field(120, ge=1)
+    temperature: float = Field(0.8, ge=0, description="0 is greedy")
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(0.95, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, lt=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0)
+
+
+class Machine(Section):
+    """What the run may use."""
+
+    threads: int | None = Field(None, ge=1, description="null: the physical cores")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where the hardware has it and float32 elsewhere")
+    compile: bool = Field(False, description="torch.compile: pays on long runs, needs a C++ compiler")
+
+
+class Recipe(Section):
+    """One run, from raw data to a measured model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    description: str = ""
+    task: str = Field("causal_lm", description="causal_lm, masked_lm or denoise")
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    generate: Generate = Generate()
+    machine: Machine = Machine()
+    run_folder: str | None = Field(None, description="default: runs/NAME")
