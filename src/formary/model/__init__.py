@@ -1,0 +1,5 @@
+"""The Transformer: one implementation for decoders, encoders and encoder-decoders.
+
+Read in this order: config, attention, block, transformer, embedders, heads, topologies, initialise, presets.
+This package knows tensors only: no files, no training, no text.
+"""

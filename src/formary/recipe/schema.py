@@ -30,13 +30,22 @@ class Clean(Section):
     )
     duplicates: bool = Field(True, description="drop exact duplicates (after case and space folding)")
     near_duplicates: float | None = Field(
-        None, gt=0, lt=1, description="drop documents whose estimated Jaccard similarity (MinHash) to a kept one exceeds this"
+        None,
+        gt=0,
+        lt=1,
+        description="drop documents whose estimated Jaccard similarity (MinHash) to a kept one exceeds this",
     )
     languages: list[str] | None = Field(None, description="keep only these languages (ISO 639-1: en, zh, fr, ...)")
-    pii: Literal["keep", "mask", "drop"] = Field("keep", description="personal data: keep, replace by <EMAIL> and the like, or drop the document")
+    pii: Literal["keep", "mask", "drop"] = Field(
+        "keep", description="personal data: keep, replace by <EMAIL> and the like, or drop the document"
+    )
     stop_words: str | None = Field(None, description="remove stop words of this language (for classic baselines)")
-    stem: str | None = Field(None, description="stem words with snowballstemmer's algorithm of this name (for classic baselines)")
-    segment: Literal["jieba", "none"] = Field("none", description="put spaces between Chinese words (for classic baselines)")
+    stem: str | None = Field(
+        None, description="stem words with snowballstemmer's algorithm of this name (for classic baselines)"
+    )
+    segment: Literal["jieba", "none"] = Field(
+        "none", description="put spaces between Chinese words (for classic baselines)"
+    )
 
 
 class Split(Section):
@@ -47,7 +56,9 @@ class Split(Section):
     test: float = Field(0.05, ge=0, lt=1, description="share of the rows")
     group: str | None = Field(None, description="column whose equal values stay together")
     salt: str = Field("formary", description="another salt gives another split")
-    duplicates: Literal["remove", "keep"] = Field("remove", description="training rows that also occur in validation or test")
+    duplicates: Literal["remove", "keep"] = Field(
+        "remove", description="training rows that also occur in validation or test"
+    )
 
 
 class Tokenizer(Section):
@@ -55,7 +66,10 @@ class Tokenizer(Section):
 
     kind: Literal["bpe", "wordpiece", "unigram", "characters", "bytes"] = Field("bpe", description="what to train")
     vocab_size: int = Field(4096, ge=8, description="upper bound of the vocabulary, special tokens included")
-    path: str | None = Field(None, description="load instead: a tokenizer.json, a vocab.txt, a vocab.json beside merges.txt, or a model folder")
+    path: str | None = Field(
+        None,
+        description="load instead: a tokenizer.json, a vocab.txt, a vocab.json beside merges.txt, or a model folder",
+    )
     lowercase: bool = Field(False, description="fold case (WordPiece as in BERT uncased)")
     sample_chars: int = Field(50_000_000, ge=1000, description="train on at most this many characters")
 
@@ -100,13 +114,17 @@ class Model(Section):
     preset: str = Field("gpt-mini", description="see `formary recipes --presets`")
     size: str | None = Field(None, pattern=r"^\d+x\d+$", description="layers x width, e.g. 6x384")
     start: str | None = Field(None, description="model folder or hub id whose weights to start from")
-    switches: dict[str, Any] = Field(default_factory=dict, description="fields of TransformerConfig that replace the preset's")
+    switches: dict[str, Any] = Field(
+        default_factory=dict, description="fields of TransformerConfig that replace the preset's"
+    )
 
 
 class Optimiser(Section):
     """The update rule."""
 
-    name: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="muon: hidden matrices by Muon, the rest by AdamW")
+    name: Literal["adamw", "adam", "sgd", "muon"] = Field(
+        "adamw", description="muon: hidden matrices by Muon, the rest by AdamW"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate (of AdamW's part under muon)")
     matrix_lr: float = Field(0.02, gt=0, description="Muon's learning rate for hidden matrices")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Adam's moment decay rates")
@@ -118,7 +136,9 @@ class Optimiser(Section):
 class Schedule(Section):
     """How the learning rate moves over the run."""
 
-    name: Literal["constant", "linear", "cosine", "exponential", "wsd"] = Field("cosine", description="wsd: warm-up, stable, decay")
+    name: Literal["constant", "linear", "cosine", "exponential", "wsd"] = Field(
+        "cosine", description="wsd: warm-up, stable, decay"
+    )
     warmup: float = Field(0.02, ge=0, description="steps (>= 1) or share of the run (< 1)")
     decay: float = Field(0.3, gt=0, le=1, description="share of the run that wsd decays over")
     final: float = Field(0.1, ge=0, le=1, description="last rate as a share of the peak")
@@ -141,14 +161,18 @@ class Train(Section):
     steps: int | None = Field(None, ge=1, description="optimiser steps; one of steps, epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the training tokens")
     batch: int = Field(16, ge=1, description="sequences per optimiser step")
-    micro_batch: int | None = Field(None, ge=1, description="sequences per forward pass; smaller than batch means gradient accumulation")
+    micro_batch: int | None = Field(
+        None, ge=1, description="sequences per forward pass; smaller than batch means gradient accumulation"
+    )
     context: int = Field(256, ge=2, description="tokens per sequence")
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     clip: float | None = Field(1.0, gt=0, description="gradient norm is clipped to this")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    ema: float | None = Field(None, gt=0, lt=1, description="keep an exponential average of the weights with this decay")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="keep an exponential average of the weights with this decay"
+    )
     validate_every: int = Field(200, ge=1, description="steps between validations")
     validation_tokens: int | None = Field(100_000, ge=1, description="validate on at most this many tokens; null: all")
     patience: int | None = Field(None, ge=1, description="stop after this many validations without improvement")
@@ -165,7 +189,11 @@ class Evaluate(Section):
     ngram_order: int = Field(5, ge=1, le=8)
     bootstrap: int = Field(1000, ge=100, description="resamples behind each 95 % interval")
     max_tokens: int | None = Field(None, ge=1, description="evaluate at most this many test tokens; null: all")
-    stride: int | None = Field(None, ge=1, description="tokens scored per window; default half the context, so each is seen with at least the other half before it")
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="tokens scored per window; default half the context, so each is seen with at least the other half before it",
+    )
 
 
 class Generate(Section):
@@ -186,7 +214,9 @@ class Machine(Section):
 
     threads: int | None = Field(None, ge=1, description="null: the physical cores")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where the hardware has it and float32 elsewhere")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast where the hardware has it and float32 elsewhere"
+    )
     compile: bool = Field(False, description="torch.compile: pays on long runs, needs a C++ compiler")
 
 

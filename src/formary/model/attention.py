@@ -1,0 +1,186 @@
+"""Attention: every position asks the others what they know (Vaswani et al. 2017, section 3.2).
+
+Self- and cross-attention, grouped key-value heads, rotary positions, query-key norms: one class, few branches.
+It does not own the cache of past keys and values; whoever generates passes one in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from formary.model.config import RopeScaling, TransformerConfig
+
+
+class Cache(Protocol):
+    """Keys and values of earlier positions, owned by the inference engine."""
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values (batch, kv_heads, seq, head_width); return all to attend to."""
+        ...
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The projected encoder memory of this layer, when it was stored before."""
+        ...
+
+    def store_memory(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the projected encoder memory of this layer for the next steps."""
+        ...
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped key-value heads (Ainslie et al. 2023).
+
+    With `cross=False` queries, keys and values come from one fused projection of the same vectors; with
+    `cross=True` queries come from the vectors and keys and values from the encoder's memory.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int, *, cross: bool = False) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_head_count, config.q_head_width
+        self.scale = config.attention_scale
+        self.dropout = config.dropout
+        self.layer = layer
+        self.cross = cross
+        q_width, kv_width = self.heads * self.head_width, self.kv_heads * self.head_width
+        bias = bool(config.qkv_bias)
+        if cross:
+            self.query = nn.Linear(config.width, q_width, bias=bias)
+            self.key_value = nn.Linear(config.width, 2 * kv_width, bias=bias)
+        else:
+            self.qkv = nn.Linear(config.width, q_width + 2 * kv_width, bias=bias)
+        self.output = nn.Linear(q_width, config.width, bias=config.bias)
+        self.query_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self,
+        hidden: Tensor,  # (batch, seq, width)
+        *,
+        mask: Tensor | None,  # broadcastable to (batch, heads, seq, keys): bool (True attends) or a float bias
+        causal: bool,
+        rotation: tuple[Tensor, Tensor] | None = None,  # cosines and sines, each (batch or 1, 1, seq, head_width / 2)
+        memory: Tensor | None = None,  # (batch, memory_seq, width)
+        cache: Cache | None = None,
+    ) -> Tensor:
+        batch, seq, _ = hidden.shape
+        if self.cross:
+            queries = self._split(self.query(hidden), self.heads)
+            keys, values = self._memory(memory, cache)
+        else:
+            q, k, v = self.qkv(hidden).split(
+                [self.heads * self.head_width, self.kv_heads * self.head_width, self.kv_heads * self.head_width], dim=-1
+            )
+            queries, keys, values = (
+                self._split(q, self.heads),
+                self._split(k, self.kv_heads),
+                self._split(v, self.kv_heads),
+            )
+            if self.query_norm is not None and self.key_norm is not None:
+                queries, keys = self.query_norm(queries), self.key_norm(keys)
+            if rotation is not None:
+                queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+            if cache is not None:
+                keys, values = cache.append(self.layer, keys, values)
+        attended = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal and mask is None,
+            scale=self.scale,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.output(attended.transpose(1, 2).reshape(batch, seq, -1))
+
+    def _split(self, vectors: Tensor, heads: int) -> Tensor:
+        """(batch, seq, heads x head_width) -> (batch, heads, seq, head_width)."""
+        return vectors.view(vectors.shape[0], vectors.shape[1], heads, self.head_width).transpose(1, 2)
+
+    def _memory(self, memory: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        stored = cache.memory(self.layer) if cache is not None else None
+        if stored is not None:
+            return stored
+        assert memory is not None, "cross-attention needs the encoder's memory"
+        k, v = self.key_value(memory).chunk(2, dim=-1)
+        keys, values = self._split(k, self.kv_heads), self._split(v, self.kv_heads)
+        if cache is not None:
+            cache.store_memory(self.layer, keys, values)
+        return keys, values
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al. 2021): pair i of a head turns by position x theta^(-2i / head_width).
+
+    The pairs are (first half, second half) of a head, as in the Hugging Face layout of Llama.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        exponents = torch.arange(0, config.q_head_width, 2, dtype=torch.float32) / config.q_head_width
+        frequencies = config.rope_theta**-exponents
+        if config.rope_scaling is not None:
+            frequencies = _stretch(frequencies, config.rope_scaling)
+        angles = torch.outer(
+            torch.arange(config.context, dtype=torch.float32), frequencies
+        )  # (context, head_width / 2)
+        self.register_buffer("cosines", angles.cos(), persistent=False)
+        self.register_buffer("sines", angles.sin(), persistent=False)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions (batch, seq), each (batch, 1, seq, head_width / 2)."""
+        return self.cosines[positions].unsqueeze(1), self.sines[positions].unsqueeze(1)
+
+
+def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs of `heads` (batch, heads, seq, head_width) by the given angles (Su et al. 2021, eq. 34)."""
+    cosines, sines = (table.to(heads.dtype) for table in rotation)
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
+
+
+def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Slow down the low frequencies by `factor`, keep the high ones, blend between (Llama 3.1)."""
+    wavelengths = 2 * math.pi / frequencies
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    blend = ((scaling.original_context / wavelengths - low) / (high - low)).clamp(0, 1)
+    return frequencies * (blend + (1 - blend) / scaling.factor)
+
+
+class RelativeBias(nn.Module):
+    """T5's learned bias for each bucket of query-key distance and each head (Raffel et al. 2020, section 2.1)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.buckets = config.relative_buckets
+        self.max_distance = config.relative_max_distance
+        self.causal = config.causal
+        self.weight = nn.Parameter(torch.zeros(config.relative_buckets, config.heads))
+
+    def forward(self, positions: Tensor, keys: int) -> Tensor:
+        """The bias (batch, heads, seq, keys) for query positions (batch, seq) and key positions 0..keys-1."""
+        distance = torch.arange(keys, device=positions.device)[None, None, :] - positions[:, :, None]
+        return self.weight[self._bucket(distance)].permute(0, 3, 1, 2)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """Near distances have a bucket each, far ones share them on a logarithmic scale."""
+        buckets = self.buckets
+        bucket = torch.zeros_like(distance)
+        if not self.causal:
+            buckets //= 2
+            bucket = bucket + (distance > 0) * buckets
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        exact = buckets // 2
+        scale = (buckets - exact) / math.log(self.max_distance / exact)
+        far = exact + (torch.log(distance.clamp(min=1).float() / exact) * scale).long()
+        return bucket + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))

@@ -1,0 +1,104 @@
+"""One Transformer block: attention, then a feed-forward network, each with a norm and a residual path.
+
+Pre-norm keeps the residual path clean (GPT-2, Llama); post-norm normalises after each addition (BERT, BART).
+The stack of blocks is in `transformer`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from formary.model.attention import Attention, Cache
+from formary.model.config import TransformerConfig
+
+
+class FeedForward(nn.Module):
+    """Position-wise network: out(act(in(x))), or gated out(act(gate(x)) * in(x)) (Shazeer 2020).
+
+    The gated form keeps gate and input in one fused projection, gate first.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gated = config.gated
+        self.activation = config.activation
+        self.input = nn.Linear(config.width, config.ffn_inner * (2 if config.gated else 1), bias=config.bias)
+        self.output = nn.Linear(config.ffn_inner, config.width, bias=config.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        inner = self.input(hidden)
+        if self.gated:
+            gate, inner = inner.chunk(2, dim=-1)
+            inner = activate(gate, self.activation) * inner
+        else:
+            inner = activate(inner, self.activation)
+        return self.output(inner)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where the config asks for it, feed-forward; each as a residual step."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.pre = config.norm_position == "pre"
+        self.dropout = config.dropout
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, layer)
+        if config.cross_attention:
+            self.cross_norm = make_norm(config)
+            self.cross = Attention(config, layer, cross=True)
+        self.has_cross = config.cross_attention
+        self.ffn_norm = make_norm(config)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self,
+        hidden: Tensor,  # (batch, seq, width)
+        *,
+        mask: Tensor | None,
+        causal: bool,
+        rotation: tuple[Tensor, Tensor] | None,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        entry = self.attention_norm(hidden) if self.pre else hidden
+        change = self.attention(entry, mask=mask, causal=causal, rotation=rotation, cache=cache)
+        hidden = self._add(hidden, change, self.attention_norm)
+        if self.has_cross:
+            entry = self.cross_norm(hidden) if self.pre else hidden
+            change = self.cross(entry, mask=memory_mask, causal=False, memory=memory, cache=cache)
+            hidden = self._add(hidden, change, self.cross_norm)
+        entry = self.ffn_norm(hidden) if self.pre else hidden
+        return self._add(hidden, self.ffn(entry), self.ffn_norm)
+
+    def _add(self, hidden: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
+        if self.dropout:
+            change = F.dropout(change, self.dropout, self.training)
+        hidden = hidden + change
+        return hidden if self.pre else norm(hidden)
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the width."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.width, eps=config.norm_eps)
+    return nn.LayerNorm(config.width, eps=config.norm_eps)
+
+
+def activate(inner: Tensor, activation: str) -> Tensor:
+    """The non-linearity of the feed-forward network, by its name in the config."""
+    match activation:
+        case "gelu":
+            return F.gelu(inner)
+        case "gelu_tanh":
+            return F.gelu(inner, approximate="tanh")
+        case "silu":
+            return F.silu(inner)
+        case "relu":
+            return F.relu(inner)
+        case "relu2":
+            return torch.square(F.relu(inner))
+    raise ValueError(f"unknown activation {activation}")

@@ -1,0 +1,178 @@
+"""What a model is, in numbers and switches: the same code with other switches is another family.
+
+`TransformerConfig` describes one stack of blocks; `ModelConfig` puts embedders and a head around one or two stacks.
+Nothing here builds modules or knows file formats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from formary.errors import RecipeError
+
+Norm = Literal["layer", "rms"]
+NormPosition = Literal["pre", "post"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
+Topology = Literal["decoder", "encoder", "encoder_decoder"]
+Head = Literal["linear", "masked", "none"]
+Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of rotary wavelengths beyond the context of pretraining."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """One stack of Transformer blocks.
+
+    Fields left at None follow the others: kv_heads = heads, head_width = width / heads, ffn_width = 4 x width,
+    qkv_bias = bias, final_norm = (norm_position is "pre"), attention_scale = head_width ** -0.5.
+
+    Raises:
+        RecipeError: the sizes do not fit together; the message names the fields.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int | None = None
+    head_width: int | None = None
+    ffn_width: int | None = None
+    norm: Norm = "layer"
+    norm_eps: float = 1e-5
+    norm_position: NormPosition = "pre"
+    final_norm: bool | None = None
+    activation: Activation = "gelu"
+    gated: bool = False
+    position: Position = "learned"
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    causal: bool = True
+    cross_attention: bool = False
+    qk_norm: bool = False
+    bias: bool = True
+    qkv_bias: bool | None = None
+    attention_scale: float | None = None
+    dropout: float = 0.0
+    context: int = 1024
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.width, self.heads, self.context) < 1:
+            raise RecipeError(
+                f"layers ({self.layers}), width ({self.width}), heads ({self.heads}) and context ({self.context}) must be at least 1"
+            )
+        if self.head_width is None and self.width % self.heads:
+            raise RecipeError(
+                f"width {self.width} is not divisible by heads {self.heads}; choose another or set head_width"
+            )
+        defaults = {
+            "kv_heads": self.heads,
+            "head_width": self.width // self.heads,
+            "ffn_width": 4 * self.width,
+            "qkv_bias": self.bias,
+            "final_norm": self.norm_position == "pre",
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.attention_scale is None:
+            object.__setattr__(self, "attention_scale", self.q_head_width**-0.5)
+        if self.heads % self.kv_head_count:
+            raise RecipeError(
+                f"heads {self.heads} do not divide evenly into kv_heads {self.kv_heads}: each key-value head serves the same number of heads"
+            )
+        if self.position == "rope" and self.q_head_width % 2:
+            raise RecipeError(f"rotary positions turn pairs of numbers, so head_width {self.head_width} must be even")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout {self.dropout} must be at least 0 and below 1")
+
+    # The optional fields after __post_init__ has filled them, typed for the code that builds modules.
+    @property
+    def kv_head_count(self) -> int:
+        assert self.kv_heads is not None
+        return self.kv_heads
+
+    @property
+    def q_head_width(self) -> int:
+        assert self.head_width is not None
+        return self.head_width
+
+    @property
+    def ffn_inner(self) -> int:
+        assert self.ffn_width is not None
+        return self.ffn_width
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: embedders, one stack (or an encoder and a decoder), and a head.
+
+    `transformer` is the stack that the head reads: the only one, or the decoder of an encoder-decoder.
+    """
+
+    topology: Topology
+    transformer: TransformerConfig
+    vocab_size: int
+    encoder: TransformerConfig | None = None
+    head: Head = "linear"
+    tied_embeddings: bool = True
+    head_bias: bool = False
+    logit_scale: float = 1.0
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+    position_offset: int = 0
+    token_types: int = 0
+    pooler: bool = False
+    image_size: int | None = None
+    patch_size: int | None = None
+    channels: int = 3
+    initialisation: Initialisation = "gpt2"
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    decoder_start_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.topology == "encoder_decoder") != (self.encoder is not None):
+            raise RecipeError(
+                "an encoder_decoder needs both an encoder and a transformer (its decoder); others only a transformer"
+            )
+        if self.topology == "encoder_decoder" and not self.transformer.cross_attention:
+            raise RecipeError("the decoder of an encoder_decoder needs cross_attention: true")
+        if self.vocab_size < 1 and self.image_size is None:
+            raise RecipeError(f"vocab_size {self.vocab_size} must be at least 1")
+
+    @property
+    def context(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.transformer.context
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form; `from_dict` reverses it."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`."""
+
+        def stack(fields: dict[str, Any] | None) -> TransformerConfig | None:
+            if fields is None:
+                return None
+            scaling = fields.get("rope_scaling")
+            return TransformerConfig(**{**fields, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+
+        transformer = stack(values["transformer"])
+        assert transformer is not None
+        return ModelConfig(**{**values, "transformer": transformer, "encoder": stack(values.get("encoder"))})

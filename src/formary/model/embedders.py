@@ -1,0 +1,76 @@
+"""Embedders: from token ids or pixels to the vectors a Transformer reads.
+
+One class per modality; each adds absolute positions where the family has them and the norm and dropout after.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from formary.model.config import ModelConfig, TransformerConfig
+
+
+class TextEmbedder(nn.Module):
+    """Token vectors, plus positions (learned or sinusoidal) and token types where the config has them."""
+
+    def __init__(self, config: ModelConfig, stack: TransformerConfig, tokens: nn.Embedding | None = None) -> None:
+        super().__init__()
+        self.tokens = tokens if tokens is not None else nn.Embedding(config.vocab_size, stack.width)
+        self.scale = config.embedding_scale
+        self.dropout = stack.dropout
+        self.offset = config.position_offset
+        self.positions: nn.Embedding | None = None
+        if stack.position == "learned":
+            self.positions = nn.Embedding(stack.context + config.position_offset, stack.width)
+        self.sinusoids: Tensor | None
+        sinusoidal = sinusoids(stack.context, stack.width) if stack.position == "sinusoidal" else None
+        self.register_buffer("sinusoids", sinusoidal, persistent=False)
+        self.types = nn.Embedding(config.token_types, stack.width) if config.token_types else None
+        self.norm = nn.LayerNorm(stack.width, eps=stack.norm_eps) if config.embedding_norm else None
+
+    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+        """Vectors (batch, seq, width) for token ids (batch, seq); positions count from 0."""
+        vectors: Tensor = self.tokens(tokens)
+        if self.scale != 1.0:
+            vectors = vectors * self.scale
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        if self.positions is not None:
+            vectors = vectors + self.positions(positions + self.offset)
+        if self.sinusoids is not None:
+            vectors = vectors + self.sinusoids[positions]
+        if self.types is not None:
+            vectors = vectors + self.types(torch.zeros_like(tokens) if types is None else types)
+        if self.norm is not None:
+            vectors = self.norm(vectors)
+        return F.dropout(vectors, self.dropout, self.training) if self.dropout else vectors
+
+
+class PatchEmbedder(nn.Module):
+    """Image patches as vectors, after one learned class vector (Dosovitskiy et al. 2021, eq. 1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        stack = config.transformer
+        assert config.image_size is not None and config.patch_size is not None
+        self.dropout = stack.dropout
+        self.patches = nn.Conv2d(config.channels, stack.width, config.patch_size, stride=config.patch_size)
+        self.first = nn.Parameter(torch.zeros(1, 1, stack.width))
+        self.positions = nn.Parameter(torch.zeros(1, (config.image_size // config.patch_size) ** 2 + 1, stack.width))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Vectors (batch, 1 + patches, width) for pixels (batch, channels, height, width)."""
+        patches = self.patches(pixels).flatten(2).transpose(1, 2)
+        vectors = torch.cat([self.first.expand(len(pixels), -1, -1), patches], dim=1) + self.positions
+        return F.dropout(vectors, self.dropout, self.training)
+
+
+def sinusoids(context: int, width: int) -> Tensor:
+    """Fixed positions (context, width): sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5)."""
+    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    angles = torch.outer(torch.arange(context, dtype=torch.float32), rates)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]

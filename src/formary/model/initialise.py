@@ -1,0 +1,68 @@
+"""Initial weights as each family published them.
+
+gpt2: normal 0.02, residual outputs divided by sqrt(2 x layers) (Radford et al. 2019, section 2.3).
+llama, bert, bart: normal 0.02. vit: truncated normal 0.02 (Dosovitskiy et al. 2021).
+t5: normal with the standard deviation that keeps each product at unit variance (Raffel et al. 2020; Mesh TensorFlow).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from formary.model.attention import Attention, RelativeBias
+from formary.model.block import FeedForward
+from formary.model.config import ModelConfig
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, config: ModelConfig, *, seed: int | None = None) -> None:
+    """Fill all weights in place; norms start at 1, biases at 0.
+
+    Args:
+        seed: of the generator; torch's global generator when left out.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim < 2:
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        elif config.initialisation == "vit":
+            nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        else:
+            parameter.normal_(0.0, 0.02, generator=generator)
+    if config.initialisation == "gpt2":
+        _scale_residual_outputs(network, config)
+    if config.initialisation == "t5":
+        _unit_variance(network, config, generator)
+
+
+def _scale_residual_outputs(network: nn.Module, config: ModelConfig) -> None:
+    for module in network.modules():
+        if isinstance(module, Attention | FeedForward):
+            module.output.weight /= math.sqrt(2 * config.transformer.layers)
+
+
+def _unit_variance(network: nn.Module, config: ModelConfig, generator: torch.Generator | None) -> None:
+    width = config.transformer.width
+    for name, parameter in network.named_parameters():
+        if name.endswith("embedder.tokens.weight"):
+            parameter.normal_(0.0, 1.0, generator=generator)
+        elif name == "head.weight":
+            parameter.normal_(0.0, width**-0.5, generator=generator)
+    for module in network.modules():
+        if isinstance(module, Attention):
+            inner = module.heads * module.head_width
+            projection = module.query if module.cross else module.qkv
+            projection.weight.normal_(0.0, width**-0.5, generator=generator)
+            # Queries carry the 1 / sqrt(head_width) that T5 leaves out of the attention scores.
+            projection.weight[:inner] *= module.head_width**-0.5
+            if module.cross:
+                module.key_value.weight.normal_(0.0, width**-0.5, generator=generator)
+            module.output.weight.normal_(0.0, inner**-0.5, generator=generator)
+        elif isinstance(module, FeedForward):
+            module.input.weight.normal_(0.0, width**-0.5, generator=generator)
+            module.output.weight.normal_(0.0, module.output.in_features**-0.5, generator=generator)
+        elif isinstance(module, RelativeBias):
+            module.weight.normal_(0.0, width**-0.5, generator=generator)

@@ -1,0 +1,127 @@
+"""Models by name, and one dial: `size: 6x384` is layers x width.
+
+A preset is a family's switches with sizes; every switch can be replaced by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from formary.errors import RecipeError, nearest
+from formary.model.config import ModelConfig, TransformerConfig
+
+_GPT2: dict[str, Any] = {
+    "activation": "gelu_tanh",
+    "position": "learned",
+    "topology": "decoder",
+    "initialisation": "gpt2",
+}
+# Qwen3's switches: rotary positions, RMS norms (also of queries and keys), gated SiLU, no biases.
+_MODERN: dict[str, Any] = {
+    "norm": "rms",
+    "norm_eps": 1e-6,
+    "activation": "silu",
+    "gated": True,
+    "position": "rope",
+    "qk_norm": True,
+    "bias": False,
+    "topology": "decoder",
+    "initialisation": "gpt2",
+}
+_BERT: dict[str, Any] = {
+    "norm_position": "post",
+    "norm_eps": 1e-12,
+    "causal": False,
+    "topology": "encoder",
+    "head": "masked",
+    "head_bias": True,
+    "embedding_norm": True,
+    "token_types": 2,
+    "pooler": True,
+    "initialisation": "bert",
+}
+_BART: dict[str, Any] = {
+    "norm_position": "post",
+    "topology": "encoder_decoder",
+    "embedding_norm": True,
+    "position_offset": 2,
+    "head_bias": True,
+    "initialisation": "bart",
+}
+_T5: dict[str, Any] = {
+    "norm": "rms",
+    "norm_eps": 1e-6,
+    "activation": "gelu_tanh",
+    "gated": True,
+    "position": "relative_bias",
+    "attention_scale": 1.0,
+    "bias": False,
+    "topology": "encoder_decoder",
+    "tied_embeddings": False,
+    "initialisation": "t5",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt-mini": {**_MODERN, "layers": 6, "width": 256},
+    "gpt2-mini": {**_GPT2, "layers": 6, "width": 256},
+    "gpt2": {**_GPT2, "layers": 12, "width": 768, "heads": 12},
+    "gpt2-medium": {**_GPT2, "layers": 24, "width": 1024, "heads": 16},
+    "bert-mini": {**_BERT, "layers": 4, "width": 256},
+    "bert-base": {**_BERT, "layers": 12, "width": 768, "heads": 12},
+    "seq2seq-mini": {**_T5, "layers": 3, "width": 256},
+    "bart-base": {**_BART, "layers": 6, "width": 768, "heads": 12},
+    "t5-small": {**_T5, "layers": 8, "width": 512, "heads": 6, "head_width": 64, "ffn_width": 1024},
+}
+
+_MODEL_FIELDS = {field.name for field in dataclasses.fields(ModelConfig)} - {"transformer", "encoder"}
+_STACK_FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)}
+
+
+def preset(
+    name: str, *, vocab_size: int, context: int, size: str | None = None, switches: dict[str, Any] | None = None
+) -> ModelConfig:
+    """The config of a preset for a vocabulary and a context (tokens), with a size and switches of one's own.
+
+    Raises:
+        RecipeError: no such preset or switch (the nearest is suggested), or sizes that do not fit together.
+    """
+    if name not in PRESETS:
+        raise RecipeError(
+            f"model.preset: there is no '{name}'; {nearest(name, PRESETS) or ''} presets: {', '.join(PRESETS)}"
+        )
+    fields: dict[str, Any] = dict(PRESETS[name])
+    if size is not None:
+        layers, width = (int(number) for number in size.split("x"))
+        for dependent in ("heads", "head_width", "ffn_width"):
+            fields.pop(dependent, None)
+        fields.update(layers=layers, width=width)
+    for switch, value in (switches or {}).items():
+        if switch not in _MODEL_FIELDS | _STACK_FIELDS:
+            raise RecipeError(
+                f"model.switches: there is no '{switch}'; {nearest(switch, _MODEL_FIELDS | _STACK_FIELDS)}"
+            )
+        fields[switch] = value
+    fields.setdefault("heads", heads_for(fields["width"]))
+    if fields.get("gated"):
+        fields.setdefault("ffn_width", gated_width(fields["width"]))
+    outer = {key: value for key, value in fields.items() if key in _MODEL_FIELDS}
+    stack = {"context": context, **{key: value for key, value in fields.items() if key in _STACK_FIELDS}}
+    if outer["topology"] != "encoder_decoder":
+        return ModelConfig(transformer=TransformerConfig(**stack), vocab_size=vocab_size, **outer)
+    decoder = TransformerConfig(**{**stack, "causal": True, "cross_attention": True})
+    encoder = TransformerConfig(**{**stack, "causal": False, "cross_attention": False})
+    return ModelConfig(transformer=decoder, encoder=encoder, vocab_size=vocab_size, **outer)
+
+
+def heads_for(width: int) -> int:
+    """Heads of 64 numbers where the width divides, else of 32, else one head."""
+    for head_width in (64, 32):
+        if width % head_width == 0 and width >= 2 * head_width:
+            return width // head_width
+    return 1
+
+
+def gated_width(width: int) -> int:
+    """8/3 of the width, rounded up to a multiple of 32: as many weights as an ungated 4 x width (Shazeer 2020)."""
+    return -(-8 * width // 3 // 32) * 32

@@ -1,0 +1,142 @@
+"""The three ways to put a Transformer to work on sequences: decoder, encoder, encoder-decoder.
+
+Each joins embedders, one or two stacks and a head; `build` picks by `config.topology`.
+`forward` gives hidden states; `head` turns them into logits, so that a loss may do that piece by piece.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from formary.model.attention import Cache
+from formary.model.config import ModelConfig
+from formary.model.embedders import PatchEmbedder, TextEmbedder
+from formary.model.heads import LanguageHead, Pooler
+from formary.model.initialise import initialise
+from formary.model.transformer import Transformer
+
+
+class Decoder(nn.Module):
+    """Reads left to right and predicts what comes next: GPT-2, Llama, SmolLM2, Qwen."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedder = TextEmbedder(config, config.transformer)
+        self.transformer = Transformer(config.transformer)
+        self.head = LanguageHead(config, self.embedder.tokens)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states (batch, seq, width) for token ids (batch, seq); arguments as in `Transformer.forward`."""
+        vectors = self.embedder(tokens, positions=positions)
+        return self.transformer(vectors, positions=positions, mask=mask, cache=cache)
+
+
+class Encoder(nn.Module):
+    """Reads a whole sequence at once, both ways: BERT, RoBERTa, DistilBERT, MiniLM on text, ViT on images."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedder: nn.Module
+        self.head: LanguageHead | None = None
+        if config.image_size is not None:
+            self.embedder = PatchEmbedder(config)
+        else:
+            text = TextEmbedder(config, config.transformer)
+            self.embedder = text
+            self.head = LanguageHead(config, text.tokens) if config.head != "none" else None
+        self.transformer = Transformer(config.transformer)
+        self.pooler = Pooler(config.transformer.width) if config.pooler else None
+
+    def forward(self, inputs: Tensor, *, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+        """Hidden states (batch, seq, width).
+
+        Args:
+            inputs: token ids (batch, seq), or pixels (batch, channels, height, width) for an image model.
+            mask: True at real tokens, (batch, seq); everything when left out.
+            types: token types (batch, seq), BERT's sentence A and B.
+        """
+        if isinstance(self.embedder, TextEmbedder):
+            vectors = self.embedder(inputs, types=types)
+        else:
+            vectors = self.embedder(inputs)
+        return self.transformer(vectors, mask=padding_mask(mask))
+
+
+class EncoderDecoder(nn.Module):
+    """Reads one sequence and writes another: BART, T5, Marian. Both sides share the token embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.encoder is not None
+        self.config = config
+        self.embedder = TextEmbedder(config, config.encoder)
+        self.encoder = Transformer(config.encoder)
+        self.decoder_embedder = TextEmbedder(config, config.transformer, tokens=self.embedder.tokens)
+        self.transformer = Transformer(config.transformer)
+        self.head = LanguageHead(config, self.embedder.tokens)
+
+    def encode(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The memory (batch, memory_seq, width) of source ids (batch, memory_seq); mask is True at real tokens."""
+        return self.encoder(self.embedder(tokens), mask=padding_mask(mask))
+
+    def decode(
+        self,
+        tokens: Tensor,
+        memory: Tensor | None,
+        *,
+        memory_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states (batch, seq, width) of target ids given the memory; memory_mask is True at real tokens."""
+        vectors = self.decoder_embedder(tokens, positions=positions)
+        hidden = self.transformer(
+            vectors, positions=positions, mask=mask, memory=memory, memory_mask=padding_mask(memory_mask), cache=cache
+        )
+        return cast(Tensor, hidden)
+
+    def forward(self, source: Tensor, target: Tensor, *, source_mask: Tensor | None = None) -> Tensor:
+        """Hidden states (batch, target_seq, width) for source ids and the target ids shifted right."""
+        return self.decode(target, self.encode(source, mask=source_mask), memory_mask=source_mask)
+
+
+Network = Decoder | Encoder | EncoderDecoder
+
+
+def padding_mask(mask: Tensor | None) -> Tensor | None:
+    """(batch, seq), True at real tokens -> (batch, 1, 1, seq) as attention takes it."""
+    return None if mask is None else mask.bool()[:, None, None, :]
+
+
+def build(config: ModelConfig, *, seed: int | None = None, empty: bool = False) -> Network:
+    """A model with freshly initialised weights.
+
+    Args:
+        seed: of the initial weights; torch's global generator when left out.
+        empty: build without memory (on the meta device), for weights that are loaded right after.
+    """
+    kinds: dict[str, type[Network]] = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+    if empty:
+        with torch.device("meta"):
+            return kinds[config.topology](config)
+    network = kinds[config.topology](config)
+    initialise(network, config, seed=seed)
+    return network
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trainable numbers, tied matrices counted once."""
+    return sum(parameter.numel() for parameter in network.parameters())
