@@ -135,6 +135,7 @@ class ModelConfig:
     position_offset: int = 0
     token_types: int = 0
     pooler: bool = False
+    next_sentence: bool = False
     image_size: int | None = None
     patch_size: int | None = None
     channels: int = 3

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from formary.errors import RecipeError, nearest
-from formary.model.config import ModelConfig, TransformerConfig
+from formary.model.config import ModelConfig, Topology, TransformerConfig
 
 _GPT2: dict[str, Any] = {
     "activation": "gelu_tanh",
@@ -79,18 +79,30 @@ _STACK_FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)}
 
 
 def preset(
-    name: str, *, vocab_size: int, context: int, size: str | None = None, switches: dict[str, Any] | None = None
+    name: str,
+    *,
+    vocab_size: int,
+    context: int,
+    size: str | None = None,
+    switches: dict[str, Any] | None = None,
+    topology: Topology | None = None,
 ) -> ModelConfig:
     """The config of a preset for a vocabulary and a context (tokens), with a size and switches of one's own.
 
     Raises:
-        RecipeError: no such preset or switch (the nearest is suggested), or sizes that do not fit together.
+        RecipeError: no such preset or switch (the nearest is suggested), not of the wanted topology, or sizes that
+            do not fit together.
     """
     if name not in PRESETS:
         raise RecipeError(
             f"model.preset: there is no '{name}'; {nearest(name, PRESETS) or ''} presets: {', '.join(PRESETS)}"
         )
     fields: dict[str, Any] = dict(PRESETS[name])
+    if topology is not None and fields["topology"] != topology:
+        fitting = [other for other, other_fields in PRESETS.items() if other_fields["topology"] == topology]
+        raise RecipeError(
+            f"model.preset: this task needs a {topology}, '{name}' is a {fields['topology']}; try {', '.join(fitting)}"
+        )
     if size is not None:
         layers, width = (int(number) for number in size.split("x"))
         for dependent in ("heads", "head_width", "ffn_width"):

@@ -58,6 +58,8 @@ class Encoder(nn.Module):
             self.head = LanguageHead(config, text.tokens) if config.head != "none" else None
         self.transformer = Transformer(config.transformer)
         self.pooler = Pooler(config.transformer.width) if config.pooler else None
+        # BERT's second objective: does sentence B follow sentence A? Read from the pooled vector; 1 = it follows.
+        self.next_sentence = nn.Linear(config.transformer.width, 2) if config.next_sentence else None
 
     def forward(self, inputs: Tensor, *, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """Hidden states (batch, seq, width).

@@ -1,0 +1,95 @@
+"""From YAML to a checked `Recipe`: every error names the field, the line where known, and the nearest right name.
+
+Values given as `--set a.b=c` replace the file's. Paths stay as written; they count from the recipe's own folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from formary.errors import RecipeError, nearest
+from formary.recipe.schema import Recipe
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at `path`, with `overrides` such as "train.steps=100" applied.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown field, or a value of the wrong kind.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such recipe; `formary recipes` lists the ready ones") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise RecipeError(f"{path}: a recipe is a YAML text file in UTF-8 ({error})") from None
+    return parse(text, name=str(path), overrides=overrides)
+
+
+def parse(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe written in `text`; `name` is what errors call it."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{name}: a recipe is a mapping with at least `name` and `data`; `formary init DATA` writes one"
+        )
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{name}: " + "; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as resolved, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Put one "a.b.c=value" into the nested mapping; the value is read as YAML (2e-4 counts as a number too)."""
+    key, equals, raw = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: expected key=value, e.g. --set train.steps=100")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override}: '{parent}' is not a section")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(raw) if raw else None
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: the value is not valid YAML; put quotes around text") from None
+
+
+def _sentence(problem: Any) -> str:
+    """One pydantic error as "train.stpes: unknown field; did you mean 'steps'?"."""
+    location = [str(part) for part in problem["loc"]]
+    field = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        return f"{field}: unknown field; {nearest(location[-1], known) or 'fields here: ' + ', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{field}: this field is needed"
+    return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for part in path:
+        inner = section.model_fields[part].annotation if part in section.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        section = inner
+    return list(section.model_fields)

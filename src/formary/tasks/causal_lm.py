@@ -1,0 +1,97 @@
+"""Causal language modelling: predict every next token (Radford et al. 2019).
+
+Documents are packed end to end into windows; with `cross_documents: false` attention stays inside a document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from formary.data.batches import Windows, stream_windows
+from formary.data.shards import TokenShards
+from formary.data.tokenizer import Tokenizer
+from formary.model.config import ModelConfig
+from formary.model.presets import preset
+from formary.model.topologies import Decoder, Network
+from formary.model.transformer import document_mask
+from formary.recipe.schema import Recipe
+from formary.tasks.cross_entropy import cross_entropy
+from formary.tasks.protocol import Batch
+
+
+class CausalLM:
+    """The task of GPT."""
+
+    name = "causal_lm"
+    covers_text = True
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+
+    def model_config(self) -> ModelConfig:
+        model, train = self.recipe.model, self.recipe.train
+        config = preset(
+            model.preset,
+            vocab_size=self.tokenizer.vocab_size,
+            context=train.context,
+            size=model.size,
+            switches=model.switches,
+            topology="decoder",
+        )
+        eos = self.tokenizer.eos_id
+        return dataclasses.replace(config, bos_id=self.tokenizer.bos_id, eos_id=eos, pad_id=self.tokenizer.pad_id)
+
+    def training_batches(self, shards: TokenShards) -> _WindowBatches:
+        train = self.recipe.train
+        inside = not train.objective.cross_documents
+        return _WindowBatches(
+            Windows(shards, context=train.context, batch=train.batch, seed=train.seed, document_ids=inside)
+        )
+
+    def validation_batches(self, shards: TokenShards, *, max_tokens: int | None) -> Iterator[Batch]:
+        """Non-overlapping windows over the split as one stream; every token but the first is predicted once."""
+        train = self.recipe.train
+        for rows in stream_windows(shards, context=train.context, batch=train.batch, max_tokens=max_tokens):
+            yield {"tokens": torch.from_numpy(rows.tokens), "targets": torch.from_numpy(rows.targets)}
+
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert isinstance(network, Decoder)
+        smoothing = self.recipe.train.label_smoothing if network.training else 0.0
+        documents = batch.get("documents")
+        mask = document_mask(documents, causal=True) if documents is not None else None
+        hidden = network(batch["tokens"], positions=_positions(documents), mask=mask)
+        return cross_entropy(network.head, hidden, batch["targets"], smoothing=smoothing)
+
+
+class _WindowBatches:
+    """Windows of context + 1 tokens as inputs and targets one place apart."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+        self.steps_per_epoch = windows.steps_per_epoch
+
+    def batch(self, step: int) -> Batch:
+        arrays = self.windows.batch(step)
+        tokens = torch.from_numpy(arrays["tokens"])
+        batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+        if "documents" in arrays:
+            documents = torch.from_numpy(arrays["documents"])
+            batch["documents"] = documents[:, :-1]
+            # The first token of a document is not predicted from the document before it.
+            batch["targets"] = batch["targets"].masked_fill(documents[:, 1:] != documents[:, :-1], -100)
+        return batch
+
+
+def _positions(documents: Tensor | None) -> Tensor | None:
+    """Places counted from the start of each document in the window: (batch, seq)."""
+    if documents is None:
+        return None
+    places = torch.arange(documents.shape[1]).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(dim=1).values

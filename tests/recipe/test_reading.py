@@ -1,0 +1,65 @@
+"""Recipes: what is accepted, and how errors name the field and the nearest right one."""
+
+import pytest
+
+from formary.errors import RecipeError
+from formary.recipe.bundled import find, names
+from formary.recipe.reading import parse, read, to_yaml
+
+MINIMAL = "name: r\ndata: {sources: [a.txt]}\n"
+
+
+def test_a_minimal_recipe_gets_every_default():
+    recipe = parse(MINIMAL)
+    assert recipe.task == "causal_lm" and recipe.train.batch == 16
+
+
+def test_a_resolved_recipe_reads_back_the_same():
+    recipe = parse(MINIMAL, overrides=["train.steps=7", "model.switches.layers=3"])
+    assert parse(to_yaml(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: r\ndata: {sources: [a]}\ntrain: {stpes: 3}\n", "train.stpes: unknown field; did you mean 'steps'?"),
+        ("name: r\ndta: {}\n", "did you mean 'data'?"),
+        ("name: r\n", "data: this field is needed"),
+        ("name: r\ndata: {sources: [a]}\ntrain: {batch: many}\n", "train.batch"),
+        ("name: r\ndata: [\n", "line"),
+        ("- a\n", "a recipe is a mapping"),
+        ("name: ../r\ndata: {sources: [a]}\n", "name"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_field(text, message):
+    with pytest.raises(RecipeError, match=message.replace("?", r"\?")):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("train.steps", "key=value"), ("name.x=1", "not a section"), ("train.lr=1", "unknown field")],
+)
+def test_a_wrong_override_is_refused(override, message):
+    with pytest.raises(RecipeError, match=message):
+        parse(MINIMAL, overrides=[override])
+
+
+def test_an_override_may_be_a_number_in_any_spelling():
+    assert parse(MINIMAL, overrides=["train.optimiser.lr=2e-4"]).train.optimiser.lr == 2e-4
+
+
+def test_a_missing_recipe_says_how_to_list_the_ready_ones(tmp_path):
+    with pytest.raises(RecipeError, match="formary recipes"):
+        read(tmp_path / "none.yaml")
+
+
+def test_every_ready_recipe_is_valid_and_found_by_name():
+    assert names()
+    for name, path in names().items():
+        assert read(find(name)).name == name == path.stem
+
+
+def test_a_misspelt_ready_recipe_is_suggested():
+    with pytest.raises(RecipeError, match="did you mean 'demo'"):
+        find("dmeo")
