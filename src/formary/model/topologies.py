@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from formary.model.attention import Cache
+from formary.model.attention import Cache, Rotary
 from formary.model.config import ModelConfig
-from formary.model.embedders import PatchEmbedder, TextEmbedder
+from formary.model.embedders import PatchEmbedder, TextEmbedder, sinusoids
 from formary.model.heads import LanguageHead, Pooler
 from formary.model.initialise import initialise
 from formary.model.transformer import Transformer
@@ -128,15 +128,26 @@ def build(config: ModelConfig, *, seed: int | None = None, empty: bool = False) 
 
     Args:
         seed: of the initial weights; torch's global generator when left out.
-        empty: build without memory (on the meta device), for weights that are loaded right after.
+        empty: leave the weights without memory (on the meta device), for those that are loaded right after; the
+            fixed tables of positions are computed.
     """
     kinds: dict[str, type[Network]] = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
     if empty:
         with torch.device("meta"):
-            return kinds[config.topology](config)
+            network = kinds[config.topology](config)
+        _compute_tables(network)
+        return network
     network = kinds[config.topology](config)
     initialise(network, config, seed=seed)
     return network
+
+
+def _compute_tables(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, Transformer) and module.rotary is not None:
+            module.rotary = Rotary(module.config)
+        elif isinstance(module, TextEmbedder) and module.sinusoids is not None:
+            module.sinusoids = sinusoids(*module.sinusoids.shape)
 
 
 def parameter_count(network: nn.Module) -> int:
