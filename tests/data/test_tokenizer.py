@@ -181,6 +181,14 @@ def test_a_vocabulary_larger_than_the_data_allows_names_the_size_reached(kind):
         assert made.vocab_size == reached
 
 
+def test_wordpiece_fills_a_small_chinese_vocabulary_with_the_commonest_characters():
+    letters = [chr(0x4E00 + n) for n in range(100)]
+    texts = ["".join(letters[: n + 1]) for n in range(100)]  # each a little rarer than the one before
+    made = tokenizers.train(texts, schema.Tokenizer(kind="wordpiece", vocab_size=90), task="masked_lm")
+    assert made.vocab_size == 90
+    assert [made.unk_id not in made.encode(letter) for letter in letters] == [n < 85 for n in range(100)]
+
+
 def test_a_vocabulary_too_small_for_the_alphabet_says_so():
     for kind in ("bpe", "unigram"):
         with pytest.raises(RecipeError, match=r"data\.tokenizer\.vocab_size"):

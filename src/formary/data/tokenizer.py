@@ -352,10 +352,12 @@ def _train_wordpiece(
         for name in seen
         if len(backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(f"a{name}a"))) == 1
     }
+    rare: list[str] = []
     if len(special) + len(seen) + len(joins) > recipe.vocab_size:
         # Rare characters give way to words: they are unknown, and 3/4 of the vocabulary at most is characters.
         costs = np.cumsum([1 + (name in joins) for name in seen])
-        seen = seen[: max(1, int(np.searchsorted(costs, 3 * (recipe.vocab_size - len(special)) // 4, side="right")))]
+        count = max(1, int(np.searchsorted(costs, 3 * (recipe.vocab_size - len(special)) // 4, side="right")))
+        seen, rare = seen[:count], seen[count:]
     alphabet = sorted(seen)
     inside = [f"##{name}" for name in alphabet if name in joins]
     # The library numbers "##x" in the order of a randomly seeded hash table and breaks ties by number; given
@@ -371,6 +373,10 @@ def _train_wordpiece(
     )
     backend.train_from_iterator(sample, trainer=trainer)
     vocab = json.loads(backend.to_str())["model"]["vocab"]
+    for name in rare:  # Chinese characters form no longer tokens: what room the words leave is theirs
+        for token in [name, f"##{name}"] if name in joins else [name]:
+            if len(vocab) < recipe.vocab_size:
+                vocab.setdefault(token, len(vocab))
     backend.model = models.WordPiece(vocab=vocab, unk_token=unk)
     clean = tokenizers.Tokenizer(backend.model)
     clean.normalizer, clean.pre_tokenizer, clean.decoder = backend.normalizer, backend.pre_tokenizer, backend.decoder
