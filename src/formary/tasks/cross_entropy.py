@@ -31,7 +31,9 @@ def cross_entropy(
     scored = targets != IGNORED
     count = scored.sum()
     hidden = hidden[scored] if not bool(scored.all()) else hidden.flatten(0, -2)
-    loss = _ChunkedCrossEntropy.apply(head.prepare(hidden), head.weight, head.bias, targets[scored], smoothing)
+    loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        head.prepare(hidden), head.weight, head.bias, targets[scored], smoothing
+    )
     return loss, count
 
 
@@ -43,7 +45,7 @@ def token_losses(head: LanguageHead, hidden: Tensor, targets: Tensor) -> Tensor:
     rows, wanted = head.prepare(hidden[scored]), targets[scored]
     pieces = [
         F.cross_entropy(F.linear(part, head.weight, head.bias).float(), target, reduction="none")
-        for part, target in zip(rows.split(_rows(head.weight)), wanted.split(_rows(head.weight)))
+        for part, target in zip(torch.split(rows, _rows(head.weight)), torch.split(wanted, _rows(head.weight)))
     ]
     if pieces:
         losses[scored] = torch.cat(pieces)

@@ -36,11 +36,10 @@ class MaskedLM:
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
-        missing = [name for name in ("mask_id", "cls_id", "sep_id", "pad_id") if getattr(tokenizer, name) is None]
-        if missing:
-            raise RecipeError(
-                f"data.tokenizer: task masked_lm needs mask, cls, sep and pad tokens; this tokenizer has no {', '.join(missing)}"
-            )
+        self.pad_id = _needed(tokenizer.pad_id, "pad")
+        self.mask_id = _needed(tokenizer.mask_id, "mask")
+        self.cls_id = _needed(tokenizer.cls_id, "cls")
+        self.sep_id = _needed(tokenizer.sep_id, "sep")
         objective = recipe.train.objective
         if objective.whole_words and recipe.data.words == "none":
             raise RecipeError(
@@ -58,7 +57,7 @@ class MaskedLM:
             topology="encoder",
         )
         pairs = train.objective.next_sentence
-        return dataclasses.replace(config, pad_id=self.tokenizer.pad_id, pooler=pairs, next_sentence=pairs)
+        return dataclasses.replace(config, pad_id=self.pad_id, pooler=pairs, next_sentence=pairs)
 
     def training_batches(self, shards: TokenShards) -> _MaskedBatches:
         return _MaskedBatches(self, shards, seed=self.recipe.train.seed)
@@ -83,6 +82,12 @@ class MaskedLM:
         return loss, count
 
 
+def _needed(token: int | None, name: str) -> int:
+    if token is None:
+        raise RecipeError(f"data.tokenizer: task masked_lm needs a {name} token and this tokenizer has none")
+    return token
+
+
 class _MaskedBatches:
     """[CLS] segment [SEP], or [CLS] A [SEP] B [SEP] with next-sentence prediction, then masked."""
 
@@ -95,26 +100,24 @@ class _MaskedBatches:
             shards, length=train.context - (3 if pair else 2), batch=train.batch, seed=seed, pairs=pair
         )
         self.steps_per_epoch = self.segments.steps_per_epoch
-        ids = task.tokenizer
-        self.special = np.array(
-            [ids.cls_id, ids.sep_id, ids.pad_id, ids.mask_id, *([ids.unk_id] if ids.unk_id is not None else [])]
-        )
+        unknown = [] if task.tokenizer.unk_id is None else [task.tokenizer.unk_id]
+        self.special = np.array([task.cls_id, task.sep_id, task.pad_id, task.mask_id, *unknown])
 
     def batch(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, 1])
-        tokenizer = self.task.tokenizer
+        task = self.task
         rows = self.segments.batch(step)
         size = len(rows)
-        tokens = np.full((size, self.context), tokenizer.pad_id, dtype=np.int64)
+        tokens = np.full((size, self.context), task.pad_id, dtype=np.int64)
         types = np.zeros((size, self.context), dtype=np.int64)
         begins = np.ones((size, self.context), dtype=bool)
         for i, row in enumerate(rows):
             place = 1
-            tokens[i, 0] = tokenizer.cls_id
+            tokens[i, 0] = task.cls_id
             for part, (piece, words) in enumerate(row.parts):
                 end = place + len(piece)
                 tokens[i, place:end] = piece
-                tokens[i, end] = tokenizer.sep_id
+                tokens[i, end] = task.sep_id
                 types[i, place : end + 1] = part
                 if words is not None:
                     begins[i, place:end] = words
@@ -124,7 +127,7 @@ class _MaskedBatches:
             "tokens": torch.from_numpy(tokens),
             "targets": torch.from_numpy(targets),
             "types": torch.from_numpy(types),
-            "mask": torch.from_numpy(tokens != tokenizer.pad_id),
+            "mask": torch.from_numpy(tokens != task.pad_id),
         }
         if self.objective.next_sentence:
             batch["is_next"] = torch.tensor([bool(row.is_next) for row in rows])
@@ -138,7 +141,7 @@ class _MaskedBatches:
         ordinary = ~np.isin(tokens, self.special)
         if self.objective.whole_words:
             # One draw per word, given to all its tokens.
-            word = np.cumsum(begins | ~ordinary, axis=1)
+            word = np.cumsum(begins | ~ordinary, axis=1, dtype=np.int64)
             draws = rng.random((len(tokens), tokens.shape[1] + 1))
             chosen = ordinary & (np.take_along_axis(draws, word, axis=1) < rate)
         else:
@@ -148,7 +151,7 @@ class _MaskedBatches:
         targets = np.where(chosen, tokens, IGNORED)
         fate = rng.random(tokens.shape)
         random_ids = rng.integers(0, self.task.tokenizer.vocab_size, tokens.shape)
-        tokens[chosen & (fate < 0.8)] = self.task.tokenizer.mask_id
+        tokens[chosen & (fate < 0.8)] = self.task.mask_id
         replaced = chosen & (fate >= 0.8) & (fate < 0.9)
         tokens[replaced] = random_ids[replaced]
         return targets

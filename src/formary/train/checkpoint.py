@@ -49,7 +49,7 @@ def save(folder: Path, saved: Saved) -> Path:
 def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     """The newest whole checkpoint in `folder`, and a sentence for every broken one that was passed over."""
     durable.remove_leftovers(folder)
-    skipped = []
+    skipped: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return load(path), skipped

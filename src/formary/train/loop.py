@@ -62,8 +62,8 @@ def train(
     settings: Train,
     runtime: Runtime,
     run: Path,
+    checkpoints: Path,
     console: Console,
-    identity: str,
     sample: Callable[[Network], str] | None = None,
     compiled: bool = False,
 ) -> Progress:
@@ -71,8 +71,8 @@ def train(
 
     Args:
         validation: measured every `validate_every` steps; None trains without (the last weights count as best).
-        run: the run folder; checkpoints/, metrics.jsonl and tensorboard/ live in it.
-        identity: hash of everything the result depends on; a checkpoint of another identity is not resumed.
+        run: the run folder, for metrics.jsonl and tensorboard/.
+        checkpoints: where to save; the newest whole checkpoint there is resumed.
         sample: gives a text sample of the network, shown and recorded every `sample_every` steps.
         compiled: run the loss through torch.compile.
 
@@ -86,10 +86,10 @@ def train(
     optimiser = Optimiser(network, settings.optimiser)
     average = Average(network, settings.ema) if settings.ema else None
     torch.manual_seed(settings.seed)
-    progress = _resume(run, identity, network, optimiser, average, console)
+    progress = _resume(checkpoints, network, optimiser, average, console)
     loss_of = torch.compile(task.loss) if compiled else task.loss
     records = Records(run, resume_step=progress.step)
-    bytes_per_token = training.bytes_per_token if task.covers_text else None
+    token_bytes = bytes_per_token(training) if task.covers_text else None
     every = max(1, total // _RECORDS)
     recent_loss, recent_steps, recent_tokens, recent_seconds = 0.0, 0, 0, 0.0
     saved_step = progress.step
@@ -97,8 +97,8 @@ def train(
     def save() -> None:
         nonlocal saved_step
         if saved_step != progress.step:
-            _save(run, identity, progress, network, optimiser, average)
-            checkpoint.prune(run / "checkpoints", keep=settings.keep, best_step=progress.best_step or None)
+            _save(checkpoints, progress, network, optimiser, average)
+            checkpoint.prune(checkpoints, keep=settings.keep, best_step=progress.best_step or None)
             saved_step = progress.step
 
     with ProgressLine(console, total) as line, _signals() as signals:
@@ -106,9 +106,9 @@ def train(
         while progress.step < total:
             began = time.perf_counter()
             batch = batches.batch(progress.step)
-            loss, count, norm = gradient(loss_of, network, batch, settings, runtime)
+            loss, _, norm = gradient(loss_of, network, batch, settings, runtime)
+            factor = lr_factor(settings.schedule, progress.step, total)
             if math.isfinite(loss) and math.isfinite(norm):
-                factor = lr_factor(settings.schedule, progress.step, total)
                 optimiser.step(factor)
                 if average:
                     average.update(network)
@@ -132,7 +132,7 @@ def train(
 
             if progress.step % every == 0 or progress.step == total:
                 mean = recent_loss / recent_steps
-                bits = mean / math.log(2) / bytes_per_token if bytes_per_token else None
+                bits = mean / math.log(2) / token_bytes if token_bytes else None
                 rate = recent_tokens / recent_seconds
                 values = {"loss": mean, "lr_factor": factor, "grad_norm": norm, "tokens_per_second": rate}
                 values |= {"bits_per_byte": bits} if bits is not None else {}
@@ -149,7 +149,7 @@ def train(
                     values = {"validation_loss": measured, "validation_seconds": time.perf_counter() - began}
                     said = f"step {progress.step}: validation loss {measured:.4f}"
                     if task.covers_text:
-                        values["validation_bits_per_byte"] = measured / math.log(2) / validation.bytes_per_token
+                        values["validation_bits_per_byte"] = measured / math.log(2) / bytes_per_token(validation)
                         said += f", {values['validation_bits_per_byte']:.3f} bits per byte"
                     records.write(progress.step, values | {"seconds": progress.seconds})
                     line.say(f"{said}, {duration(progress.seconds)}")
@@ -177,7 +177,7 @@ def train(
                 line.say(f"no gain in {settings.patience} validations: stopped early at step {progress.step}")
                 break
     records.close()
-    _take_best(run, network, average, progress)
+    _take_best(checkpoints, network, average, progress)
     return progress
 
 
@@ -192,6 +192,11 @@ def total_steps(settings: Train, batches: Batches) -> int:
     if settings.epochs:
         return max(1, round(settings.epochs * batches.steps_per_epoch))
     return settings.steps or 1000
+
+
+def bytes_per_token(shards: TokenShards) -> float:
+    """UTF-8 bytes of text that one token stands for, on average."""
+    return float(shards.document_bytes.sum()) / max(shards.tokens, 1)
 
 
 def gradient(
@@ -285,8 +290,7 @@ def _weights(network: Network) -> dict[str, Tensor]:
 
 
 def _save(
-    run: Path,
-    identity: str,
+    checkpoints: Path,
     progress: Progress,
     network: Network,
     optimiser: Optimiser,
@@ -295,22 +299,21 @@ def _save(
     tensors = {"model": _weights(network), "optimiser": optimiser.state(), "rng": checkpoint.rng_state()}
     if average:
         tensors["ema"] = average.weights
-    state = {"identity": identity, "progress": asdict(progress), "ema_updates": average.updates if average else 0}
-    checkpoint.save(run / "checkpoints", checkpoint.Saved(progress.step, tensors, state))
+    state = {"progress": asdict(progress), "ema_updates": average.updates if average else 0}
+    checkpoint.save(checkpoints, checkpoint.Saved(progress.step, tensors, state))
 
 
 def _resume(
-    run: Path,
-    identity: str,
+    checkpoints: Path,
     network: Network,
     optimiser: Optimiser,
     average: Average | None,
     console: Console,
 ) -> Progress:
-    saved, skipped = checkpoint.newest(run / "checkpoints")
+    saved, skipped = checkpoint.newest(checkpoints)
     for sentence in skipped:
         console.print(sentence, highlight=False)
-    if saved is None or saved.state["identity"] != identity:
+    if saved is None:
         return Progress()
     _put(network, saved.tensors["model"])
     optimiser.load_state(saved.tensors["optimiser"])
@@ -322,10 +325,10 @@ def _resume(
     return Progress(**saved.state["progress"])
 
 
-def _take_best(run: Path, network: Network, average: Average | None, progress: Progress) -> None:
+def _take_best(checkpoints: Path, network: Network, average: Average | None, progress: Progress) -> None:
     """Leave the network with the best validated weights (averaged ones where the run averages)."""
     if progress.best_step and progress.best_step != progress.step:
-        best = checkpoint.load(run / "checkpoints" / f"step-{progress.best_step:08d}")
+        best = checkpoint.load(checkpoints / f"step-{progress.best_step:08d}")
         _put(network, best.tensors["ema" if average else "model"])
     elif average:
         _put(network, average.weights)

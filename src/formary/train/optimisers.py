@@ -30,12 +30,12 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
             for shape, parameters in shapes.items():
-                gradients = [parameter.grad for parameter in parameters]
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 buffers = []
                 for parameter in parameters:
                     state = self.state[parameter]
@@ -98,7 +98,7 @@ class Optimiser:
 
     def state(self) -> dict[str, Tensor]:
         """Every moment and counter as "parameter/field", for a checkpoint."""
-        names = {parameter: name for name, parameter in self.named.items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.named.items()}
         return {
             f"{names[parameter]}/{field}": value if isinstance(value, Tensor) else torch.tensor(value)
             for part in self.parts

@@ -1,0 +1,94 @@
+"""The commands that execute a recipe: run, and its single steps prepare, train, evaluate and report."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from formary.pipeline.run import RunResult
+
+Target = Annotated[str, typer.Argument(help="A recipe file, or the name of a ready recipe (see `formary recipes`).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, e.g. --set train.steps=200.")
+]
+Folder = Annotated[Path | None, typer.Option(help="The run folder; runs/NAME when left out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")]
+
+
+def run(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
+    """Do everything a recipe asks for: prepare, train, evaluate, report. What is up to date is not done again."""
+    result = _execute(recipe, set_, folder, json, until="report")
+    if json:
+        return
+    console = Console()
+    console.print()
+    console.print(f"report: {result.report}", highlight=False)
+    console.print(f"model:  {result.model}", highlight=False)
+    if result.did:
+        console.print("next, try:")
+        for command in _next_commands(result):
+            console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def prepare(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
+    """Read, clean and split the data, train the tokenizer, write token shards."""
+    _execute(recipe, set_, folder, json, until="tokens")
+
+
+def train(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
+    """Train the model (after `prepare`, where that is not up to date). A stopped training goes on where it stood."""
+    _execute(recipe, set_, folder, json, until="train")
+
+
+def report(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
+    """Write report.html and the model card (after the stages before, where they are not up to date)."""
+    result = _execute(recipe, set_, folder, json, until="report")
+    if not json:
+        Console().print(f"report: {result.report}", highlight=False)
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A recipe, or a model folder, GGUF file or hub id.")],
+    data: Annotated[list[str] | None, typer.Argument(help="For a model: the texts to measure it on.")] = None,
+    set_: Overrides = None,
+    folder: Folder = None,
+    json: AsJson = False,
+    documents: Annotated[str, typer.Option(help="How plain text becomes documents: file, line, paragraph.")] = "file",
+    stride: Annotated[int | None, typer.Option(help="Tokens scored per window; half the context if left out.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Measure on at most this many tokens.")] = None,
+) -> None:
+    """Measure a recipe's model on its test split, or any causal model on texts of yours."""
+    if not data:
+        _execute(target, set_, folder, json, until="evaluate")
+        return
+    from formary.pipeline.measure import measure
+
+    result = measure(target, data, documents=documents, stride=stride, max_tokens=max_tokens)
+    if json:
+        print(json_format.dumps(result, ensure_ascii=False))
+    else:
+        for metric in result["metrics"]:
+            Console().print(metric["says"], highlight=False)
+
+
+def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json: bool, *, until: str) -> RunResult:
+    from formary.pipeline.run import run as execute
+
+    result = execute(
+        recipe, overrides=overrides or (), folder=folder, until=until, console=Console(stderr=True) if json else None
+    )
+    if json:
+        values: dict[str, Any] = {"folder": str(result.folder), "did": result.did, "metrics": result.metrics}
+        values |= {"model": str(result.model), "report": str(result.report)}
+        print(json_format.dumps(values, ensure_ascii=False))
+    return result
+
+
+def _next_commands(result: RunResult) -> list[str]:
+    facts = result.folder / "next.json"
+    return list(json_format.loads(facts.read_text(encoding="utf-8"))) if facts.exists() else []

@@ -1,0 +1,139 @@
+"""Gathers what a finished run left in its folder into the data that the report and the model card show."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from formary.data import tokenizer as tokenizers
+from formary.evaluate.interval import Interval
+from formary.pipeline.report import Energy, Metric, ReportData, Sample
+from formary.pipeline.stages import Context, open_tokens
+from formary.recipe import to_yaml
+from formary.train.machine import cpu_name, physical_cores, runtime
+from formary.train.records import read_records
+from formary.version import __version__
+
+_WATTS_PER_CORE = 15.0  # a busy core of a common desktop or server processor, its share of the board included
+
+
+def gather(context: Context) -> ReportData:
+    """The report's data, read from the run folder; nothing is measured here."""
+    recipe, folder = context.recipe, context.folder
+    records = read_records(folder / "metrics.jsonl")
+    evaluation = _json(folder / "evaluation.json")
+    config = _json(context.model / "formary.json")
+    training = [record for record in records if "loss" in record]
+    settled = runtime(recipe.machine)
+    metrics = [
+        Metric(
+            metric=entry["metric"],
+            protocol=entry["protocol"],
+            model=Interval.from_json(entry["model"]),
+            baselines={name: Interval.from_json(value) for name, value in entry["baselines"].items()},
+            verdicts=entry["verdicts"],
+        )
+        for entry in evaluation.get("metrics", [])
+    ]
+    taken = [Sample(**sample) for sample in evaluation.get("samples", [])]
+    along = [Sample(prompt="", text=record["sample"], step=record["step"]) for record in records if "sample" in record]
+    return ReportData(
+        name=recipe.name,
+        description=recipe.description,
+        task=recipe.task,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        formary_version=__version__,
+        recipe=to_yaml(recipe),
+        story=_story(context),
+        tokenizer=_tokenizer_facts(context),
+        model=_model_facts(context, config),
+        training=training,
+        validation=[record for record in records if "validation_loss" in record],
+        metrics=metrics,
+        samples=[*taken, *along],
+        machine={
+            "cpu": cpu_name(),
+            "cores": physical_cores(),
+            "threads": settled.threads,
+            "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+            "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            "torch": torch.__version__,
+            "precision": settled.precision,
+        },
+        times=context.times,
+        energy=_energy(context, settled.threads),
+        hashes={name: key[:16] for name, key in context.keys.items() if name in ("documents", "tokens", "train")},
+        next_commands=next_commands(context),
+    )
+
+
+def next_commands(context: Context) -> list[str]:
+    """What to try after a run, as commands that work as they stand."""
+    prompt = (context.recipe.generate.prompts or ["Once"])[0].replace("\n", " ").strip()
+    longer = f"formary run {context.recipe.name} --set train.steps={2 * (context.recipe.train.steps or 1000)}"
+    if context.recipe.task == "causal_lm":
+        generate = f'formary generate {context.model} "{prompt}" --temperature 0.7'
+    else:
+        generate = f'formary generate {context.model} "{prompt}"'
+    return [generate, longer, f"tensorboard --logdir {context.folder}/tensorboard"]
+
+
+def _story(context: Context) -> dict[str, Any]:
+    story = _json(context.documents / "story.json")
+    for split, counts in story.get("splits", {}).items():
+        counts["tokens"] = open_tokens(context, split).tokens if counts["rows"] else 0
+    return story
+
+
+def _tokenizer_facts(context: Context) -> dict[str, Any]:
+    shards = open_tokens(context, "train")
+    settings = context.recipe.data.tokenizer
+    return {
+        "kind": f"loaded from {settings.path}" if settings.path else settings.kind,
+        "vocab_size": tokenizers.load(context.tokenizer).vocab_size,
+        "bytes_per_token": round(float(shards.document_bytes.sum()) / max(shards.tokens, 1), 3),
+    }
+
+
+def _model_facts(context: Context, facts: dict[str, Any]) -> dict[str, Any]:
+    from formary.hub import checkpoint
+    from formary.model.topologies import parameter_count
+
+    loaded = checkpoint.load(context.model)
+    stack = loaded.config.transformer
+    return {
+        "preset": context.recipe.model.start or context.recipe.model.preset,
+        "family": loaded.family,
+        "parameters": parameter_count(loaded.network),
+        "layers": stack.layers,
+        "width": stack.width,
+        "heads": stack.heads,
+        "context": stack.context,
+        "vocab_size": loaded.config.vocab_size,
+        "trained_steps": facts.get("step"),
+        "best_step": facts.get("best_step"),
+        "trained_tokens": facts.get("tokens"),
+    }
+
+
+def _energy(context: Context, threads: int) -> Energy:
+    seconds = sum(context.times.values())
+    watts = threads * _WATTS_PER_CORE
+    return Energy(
+        kwh=seconds * watts / 3.6e6,
+        assumption=f"{threads} busy cores at {_WATTS_PER_CORE:.0f} W each, the board included, for {seconds:.0f} s; not measured",
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(values, dict)
+    return values
