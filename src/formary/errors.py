@@ -28,6 +28,10 @@ class CheckpointError(FormaryError):
     """A checkpoint folder cannot be read, or holds something Formary refuses to open."""
 
 
+class RequestError(FormaryError):
+    """A model was asked for something it cannot do: the message names the argument."""
+
+
 class MissingExtra(FormaryError):
     """An optional library is not installed: the message is the command that installs it."""
 

@@ -1,0 +1,172 @@
+"""The key-value cache: what every layer remembers of the positions it has read, in slots allocated once.
+
+Row i of every tensor is one sequence with a length of its own; the sequences in use are always rows 0..n-1, so that
+attention reads a view and nothing is copied per token. It knows neither tokens nor requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from formary.model.config import TransformerConfig
+from formary.model.transformer import causal_mask
+
+
+class KVCache:
+    """Static keys and values for `slots` sequences of up to `context` tokens; implements `model.attention.Cache`.
+
+    One forward pass over some rows is: `begin`, the network's forward, `commit`.
+
+    Args:
+        config: of the decoding stack.
+        slots: sequences held at once.
+        context: most tokens of one sequence.
+        memory_context: most encoder positions of one sequence; 0 without cross-attention.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        slots: int,
+        context: int,
+        memory_context: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.slots = slots
+        self.context = context
+        self.lengths = [0] * slots
+        self.memory_lengths = [0] * slots
+        self._always_mask = config.position == "relative_bias"
+        shape = (slots, config.kv_head_count, context, config.q_head_width)
+        self._keys = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        self._values = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        memory_shape = (slots, config.kv_head_count, memory_context, config.q_head_width)
+        layers = config.layers if memory_context else 0
+        self._memory_keys = [_zeros(memory_shape, dtype, device) for _ in range(layers)]
+        self._memory_values = [_zeros(memory_shape, dtype, device) for _ in range(layers)]
+        self._device = device
+        self._heads = torch.arange(config.kv_head_count, device=device)[None, :, None]
+        # Of the forward pass in progress:
+        self._start = self._stop = self._seq = self._end = 0
+        self._at: int | None = None  # where all rows write, when their lengths are equal
+        self._index: tuple[Tensor, Tensor, Tensor] | None = None  # where each row writes, when they are not
+        self._new_memory = False
+        self._memory_end = 0
+
+    def begin(
+        self, start: int, stop: int, seq: int, *, new_memory: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Prepare a forward pass of `seq` new tokens in each of rows start..stop-1.
+
+        Args:
+            new_memory: real encoder positions of each row, when this pass projects and stores the memory.
+
+        Returns:
+            positions (rows or 1, seq); mask (rows, 1, seq, keys) or None where the network's own causal rule does;
+            memory_mask (rows, memory_seq), True at real positions, or None where all are real.
+        """
+        self._start, self._stop, self._seq = start, stop, seq
+        lengths = self.lengths[start:stop]
+        self._end = max(lengths) + seq
+        self._begin_memory(new_memory)
+        offsets = torch.arange(seq, device=self._device)
+        if min(lengths) == max(lengths):
+            self._at, self._index = lengths[0], None
+            positions = (offsets + lengths[0] if lengths[0] else offsets)[None]
+        else:
+            self._at = None
+            positions = torch.tensor(lengths, device=self._device)[:, None] + offsets
+            rows = torch.arange(start, stop, device=self._device)[:, None, None]
+            self._index = (rows, self._heads, positions[:, None, :])
+        sees_all = self._at is not None and (seq == 1 or self._at == 0)
+        mask = None if sees_all and not self._always_mask else causal_mask(positions, self._end)
+        return positions, mask, self._memory_mask()
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (rows, kv_heads, seq, head_width); return all there are, up to the longest row."""
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        if self._at is not None:
+            all_keys = all_keys[self._start : self._stop, :, : self._end]
+            all_values = all_values[self._start : self._stop, :, : self._end]
+            all_keys[:, :, self._at :] = keys
+            all_values[:, :, self._at :] = values
+            return (keys, values) if self._at == 0 else (all_keys, all_values)
+        assert self._index is not None
+        all_keys[self._index] = keys
+        all_values[self._index] = values
+        rows = slice(self._start, self._stop)
+        return all_keys[rows, :, : self._end], all_values[rows, :, : self._end]
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The projected encoder memory of the rows in this pass, or None when this pass is to store it."""
+        if self._new_memory:
+            return None
+        rows = slice(self._start, self._stop)
+        return self._memory_keys[layer][rows, :, : self._memory_end], self._memory_values[layer][
+            rows, :, : self._memory_end
+        ]
+
+    def store_memory(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the projected encoder memory (rows, kv_heads, memory_seq, head_width) of the rows in this pass."""
+        rows = slice(self._start, self._stop)
+        self._memory_keys[layer][rows, :, : keys.shape[2]] = keys
+        self._memory_values[layer][rows, :, : keys.shape[2]] = values
+
+    def commit(self, counts: Sequence[int] | None = None) -> None:
+        """End a pass: each row has grown by `seq`, or by its own count when the rest was padding."""
+        for place, row in enumerate(range(self._start, self._stop)):
+            self.lengths[row] += self._seq if counts is None else counts[place]
+
+    def clear(self, row: int) -> None:
+        """Forget the tokens of a row; its encoder memory stays."""
+        self.lengths[row] = 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Make row `target` equal to row `source`, encoder memory included."""
+        length, memory = self.lengths[source], self.memory_lengths[source]
+        for tensor in (*self._keys, *self._values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+        for tensor in (*self._memory_keys, *self._memory_values):
+            tensor[target, :, :memory] = tensor[source, :, :memory]
+        self.lengths[target], self.memory_lengths[target] = length, memory
+
+    def reorder(self, parents: Sequence[int]) -> None:
+        """Row i becomes what row parents[i] was; all named rows have equal lengths (beam search)."""
+        if list(parents) == list(range(len(parents))):
+            return
+        length, memory = self.lengths[parents[0]], self.memory_lengths[parents[0]]
+        order = torch.tensor(parents, device=self._device)
+        for tensor in (*self._keys, *self._values):
+            tensor[: len(parents), :, :length] = tensor[order, :, :length]
+        for tensor in (*self._memory_keys, *self._memory_values):
+            tensor[: len(parents), :, :memory] = tensor[order, :, :memory]
+        for row in range(len(parents)):
+            self.lengths[row], self.memory_lengths[row] = length, memory
+
+    def _begin_memory(self, new_memory: Sequence[int] | None) -> None:
+        self._new_memory = new_memory is not None
+        if new_memory is not None:
+            self.memory_lengths[self._start : self._stop] = new_memory
+        self._memory_end = max(self.memory_lengths[self._start : self._stop])
+
+    def _memory_mask(self) -> Tensor | None:
+        lengths = self.memory_lengths[self._start : self._stop]
+        if min(lengths) == self._memory_end:
+            return None
+        return torch.arange(self._memory_end, device=self._device) < torch.tensor(lengths, device=self._device)[:, None]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros that take memory only where they are written: a short text in a long context costs little.
+
+    They must be zeros: attention multiplies masked values by 0, and 0 times leftover NaN would be NaN.
+    """
+    if torch.device(device).type == "cpu" and dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.zeros(shape, dtype=str(dtype).removeprefix("torch.")))
+    return torch.zeros(shape, dtype=dtype, device=device)

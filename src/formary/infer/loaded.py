@@ -1,0 +1,491 @@
+"""A loaded model: text in, text out. `formary.load(path)` gives a `Model`; `generate` is what most people call.
+
+It joins a network, its tokenizer and its generation defaults, and turns arguments into engine requests.
+The loop over tokens is the engine's; reading files is `hub`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, overload
+
+import torch
+
+from formary.data.tokenizer import Tokenizer
+from formary.errors import RequestError, nearest
+from formary.infer.beam import Hypothesis, beam_search
+from formary.infer.chat import Message, render
+from formary.infer.engine import Engine, Event, Finish, Request
+from formary.infer.sampling import SETTINGS, SamplingSettings
+from formary.infer.stepper import Stepper, evaluating
+from formary.model.config import ModelConfig
+from formary.model.topologies import Encoder, EncoderDecoder, Network
+
+_MAX_TOKENS = 256
+_MOST_SLOTS = 32
+_FILTERS = ("top_k", "top_p", "min_p", "typical_p")
+_MASK = "[MASK]"
+
+TopLogprobs = tuple[tuple[tuple[int, float], ...], ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote.
+
+    Args:
+        text: the answer, without stop strings and special tokens; with `echo`, after the prompt.
+        tokens: every generated id, an end token included.
+        finish_reason: "stop" (end token or stop string) or "length" (max_tokens or the context).
+        prompt_tokens: how many tokens were read.
+        logprobs: the model's log-probability of each token (natural), when asked for.
+        top_logprobs: the likeliest (id, log-probability) pairs at each token, when asked for.
+        prompt_logprobs: with `echo` and `logprobs`, of each prompt token; None for the first.
+        score: beam search's.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: Finish
+    prompt_tokens: int
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: TopLogprobs | None = None
+    prompt_logprobs: tuple[float | None, ...] | None = None
+    score: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Options(TypedDict, total=False):
+    """How to write, by name; each is explained in `Model.generate` and `SamplingSettings`.
+
+    None means the model's default, and for the filters (top_k, top_p, min_p, typical_p) off.
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    logit_bias: Mapping[int, float] | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    sliding: bool
+    beams: int | None
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+
+
+_OPTIONS = tuple(Options.__annotations__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to fill a masked place: the token, its text, and its probability."""
+
+    token: int
+    text: str
+    probability: float
+
+
+class Model:
+    """A network with its tokenizer.
+
+    Args:
+        defaults: generation_config.json's content: do_sample, temperature, top_k, top_p, ..., max_new_tokens.
+            What is passed to a call wins over it.
+        chat_template: Jinja; the tokenizer's own when left out.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        folder: Path | None = None,
+        family: str = "formary",
+        formary: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+        self.generation_config = dict(defaults or {})
+        self.defaults = settings_from(self.generation_config)
+        self.chat_template = chat_template or _template_of(tokenizer)
+        self.folder = folder
+        self.family = family
+        self.formary = dict(formary or {})
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's config."""
+        return self.network.config
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: str, *, n: Literal[1] = 1, echo: bool = False, **options: Unpack[Options]
+    ) -> Generation: ...
+    @overload
+    def generate(self, prompt: str, *, n: int, echo: bool = False, **options: Unpack[Options]) -> list[Generation]: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | tuple[str, ...], *, n: int = 1, echo: bool = False, **options: Unpack[Options]
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: str | list[str] | tuple[str, ...], *, n: int = 1, echo: bool = False, **options: Unpack[Options]
+    ) -> Generation | list[Generation]:
+        """Write on from a prompt (a decoder) or answer a source text (an encoder-decoder).
+
+        Args:
+            prompt: one text, or a list of texts, which are written together.
+            n: answers to each prompt.
+            echo: begin `text` with the prompt, and score the prompt's tokens too when `logprobs` is given.
+            options: `max_tokens`; `stop` (a string or several); `logprobs` (0: of the chosen tokens, k: and of the
+                k likeliest); `sliding` (go on beyond the context with its last half);
+                `beams` with `length_penalty` and `early_stopping` (beam search instead of sampling);
+                and the fields of `SamplingSettings`: temperature, top_k, top_p, min_p, typical_p, logit_bias,
+                repetition_penalty, frequency_penalty, presence_penalty, seed. Where nothing is said the model's
+                defaults hold, else greedy; a filter without a temperature samples at temperature 1.
+
+        Returns:
+            one `Generation` for one text and n = 1; otherwise a flat list, the answers to each prompt together.
+
+        Raises:
+            RequestError: an unknown option, or a value that cannot be followed; the message names it.
+        """
+        single = isinstance(prompt, str)
+        if not isinstance(prompt, str | list | tuple):
+            raise RequestError(f"prompt: must be a text or a list of texts, not {type(prompt).__name__}")
+        texts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [self._prompt_tokens(text) for text in texts]
+        written = self._write(prompts, n, options)
+        if echo:
+            written = [
+                self._echoed(texts[place // n], prompts[place // n], generation)
+                for place, generation in enumerate(written)
+            ]
+        return written[0] if single and n == 1 else written
+
+    def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[str]:
+        """`generate` for one answer, piece by piece as it is written; the pieces joined are the whole text.
+
+        Characters are never broken, and text that may become a stop string is held back until it cannot.
+        """
+        request, _ = self._request(self._prompt_tokens(prompt), 1, options)
+        return self._pieces(request)
+
+    def chat(
+        self, messages: Sequence[Message], *, n: int = 1, **options: Unpack[Options]
+    ) -> Generation | list[Generation]:
+        """The assistant's next message; options as for `generate`.
+
+        Args:
+            messages: [{"role": "user", "content": "..."}, ...]; roles as the model's template knows them.
+        """
+        written = self._write([self.chat_tokens(messages)], n, options)
+        return written[0] if n == 1 else written
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
+        """`chat`, piece by piece."""
+        request, _ = self._request(self.chat_tokens(messages), 1, options)
+        return self._pieces(request)
+
+    def chat_tokens(self, messages: Sequence[Message], **variables: Any) -> tuple[int, ...]:
+        """The conversation as the model reads it; the template writes special tokens itself, none is added."""
+        return tuple(self.tokenizer.encode(self.render_chat(messages, **variables)))
+
+    def render_chat(self, messages: Sequence[Message], **variables: Any) -> str:
+        """The conversation as text, by the model's chat template.
+
+        Raises:
+            RequestError: the model has no chat template, or it refuses the messages.
+        """
+        if self.chat_template is None:
+            raise RequestError(
+                "chat: this model has no chat template, so it was not trained to chat; use generate, "
+                "or train it with task chat"
+            )
+        tokens = {f"{role}_token": self._name_of(getattr(self.tokenizer, f"{role}_id")) for role in ("bos", "eos")}
+        return render(self.chat_template, messages, **{**tokens, **variables})
+
+    def score(self, texts: Sequence[str], targets: Sequence[str] | None = None) -> list[list[float]]:
+        """The log-probability (natural) of every token of each text.
+
+        A decoder's first token is judged after its start token (bos, else eos); for a model with neither it is nan.
+
+        Args:
+            targets: an encoder-decoder's target texts; `texts` are its sources, and the targets are scored.
+
+        Raises:
+            RequestError: a text longer than the context, or a model of another kind.
+        """
+        if isinstance(texts, str):
+            raise RequestError("texts: pass a list of texts, such as [text]")
+        if (targets is not None) != isinstance(self.network, EncoderDecoder):
+            raise RequestError("targets: an encoder-decoder needs them, and no other model takes them")
+        if targets is None:
+            return [self._score_tokens(self.tokenizer.encode(text)) for text in texts]
+        if len(targets) != len(texts):
+            raise RequestError(f"targets: {len(targets)} for {len(texts)} texts")
+        return [self._score_target(source, target) for source, target in zip(texts, targets)]
+
+    def fill(self, text: str, *, top: int = 5) -> list[list[Candidate]]:
+        """For each mask in the text the likeliest tokens there, best first.
+
+        Args:
+            text: with [MASK], or the model's own mask token, at the places to fill.
+
+        Raises:
+            RequestError: no mask in the text, too long a text, or a model without a masked head.
+        """
+        network, mask_id = self.network, self.tokenizer.mask_id
+        if not isinstance(network, Encoder) or network.head is None or mask_id is None:
+            raise RequestError("fill: needs an encoder trained with masks, such as BERT; use generate for this model")
+        name = self._name_of(mask_id)
+        tokens = list(self.tokenizer.backend.encode(text.replace(_MASK, name)).ids)
+        places = [place for place, token in enumerate(tokens) if token == mask_id]
+        if not places:
+            raise RequestError(f"text: holds no {_MASK} to fill: {text[:80]!r}")
+        self._check_length(tokens)
+        with torch.inference_mode(), evaluating(network):
+            hidden = network(torch.tensor([tokens], device=network.head.weight.device))
+            probabilities = network.head(hidden[0, places]).float().softmax(dim=-1)
+        values, ids = probabilities.topk(min(top, probabilities.shape[-1]), dim=-1)
+        return [
+            [Candidate(token, self._text_of(token), value) for token, value in zip(row_ids, row_values)]
+            for row_ids, row_values in zip(ids.tolist(), values.tolist())
+        ]
+
+    # From here on: how arguments become requests, and events become answers.
+
+    def _write(self, prompts: list[tuple[int, ...]], n: int, options: Mapping[str, Any]) -> list[Generation]:
+        requests = []
+        for prompt in prompts:
+            request, beam_options = self._request(prompt, n, options)
+            if beam_options is not None:
+                return [self._from_beam(p, h) for p in prompts for h in self._beam(p, n, request, beam_options)]
+            requests.append(request)
+        events: dict[tuple[int | str, int], list[Event]] = {}
+        for event in self._engine(requests).generate(requests):
+            events.setdefault((event.request, event.sample), []).append(event)
+        return [
+            _collected(events[key], requests[int(key[0])]) for key in sorted(events, key=lambda key: (key[0], key[1]))
+        ]
+
+    def _pieces(self, request: Request) -> Iterator[str]:
+        for event in self._engine([request]).generate([request]):
+            if event.text:
+                yield event.text
+
+    def _engine(self, requests: Sequence[Request]) -> Engine:
+        """An engine for one call, so that a stream that is still open is in nobody's way.
+
+        Its cache takes memory only where it is written.
+        """
+        longest = max((len(request.prompt) + request.max_tokens for request in requests), default=1)
+        whole = any(request.sliding for request in requests) or self.config.encoder is not None
+        return Engine(
+            self.network,
+            slots=min(max(sum(request.n for request in requests), 1), _MOST_SLOTS),
+            context=self.config.context if whole else min(longest, self.config.context),
+            text_decoder=self._text_decoder,
+        )
+
+    @property
+    def _text_decoder(self) -> Any:
+        # The sentinels of span corruption are special tokens, and the answer itself.
+        return partial(self.tokenizer.stream_decoder, skip_special_tokens=not self.tokenizer.sentinel_ids)
+
+    def _request(
+        self, prompt: tuple[int, ...], n: int, options: Mapping[str, Any]
+    ) -> tuple[Request, dict[str, Any] | None]:
+        """The engine's request, and the options of beam search when that is asked for."""
+        for name in options:
+            if name not in _OPTIONS:
+                hint = nearest(name, _OPTIONS) or f"options: {', '.join(_OPTIONS)}"
+                raise RequestError(f"there is no option '{name}'; {hint}")
+        given = {name: value for name, value in options.items() if value is not None or name in _FILTERS}
+        merged = {**self.defaults, **given}
+        if "temperature" not in given and not merged.get("temperature") and any(given.get(f) for f in _FILTERS):
+            merged["temperature"] = 1.0
+        stop = merged.get("stop", ())
+        request = Request(
+            prompt=prompt,
+            settings=SamplingSettings(**{name: merged[name] for name in SETTINGS if name in merged}),
+            max_tokens=merged.get("max_tokens", _MAX_TOKENS),
+            n=n,
+            prefix=self._prefix(),
+            stop_tokens=self._stop_tokens(),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            logprobs=merged.get("logprobs"),
+            sliding=merged.get("sliding", False),
+        )
+        if given.get("beams") is None:
+            for name in ("length_penalty", "early_stopping"):
+                if name in given:
+                    raise RequestError(f"{name}: belongs to beam search; give beams as well")
+            return request, None
+        refused = [
+            name
+            for name in (*SETTINGS, "logprobs", "sliding", "stop")
+            if given.get(name) and name != "seed" and (name, given[name]) != ("repetition_penalty", 1)
+        ]
+        if refused:
+            raise RequestError(f"{refused[0]}: beam search does not follow it; leave out either it or beams")
+        return request, {name: merged[name] for name in ("beams", "length_penalty", "early_stopping") if name in merged}
+
+    def _beam(self, prompt: tuple[int, ...], n: int, request: Request, options: Mapping[str, Any]) -> list[Hypothesis]:
+        seq2seq = self.config.encoder is not None
+        if self.config.encoder is not None and len(prompt) > self.config.encoder.context:
+            raise RequestError(
+                f"prompt: {len(prompt)} tokens are more than the encoder's {self.config.encoder.context}"
+            )
+        return beam_search(
+            self.network,
+            (request.prefix or ()) if seq2seq else prompt,
+            source=prompt if seq2seq else None,
+            max_tokens=request.max_tokens,
+            n=n,
+            stop_tokens=request.stop_tokens or frozenset(),
+            **options,
+        )
+
+    def _from_beam(self, prompt: tuple[int, ...], hypothesis: Hypothesis) -> Generation:
+        kept = hypothesis.tokens[:-1] if hypothesis.finish == "stop" else hypothesis.tokens
+        text = self.tokenizer.decode(kept, skip_special_tokens=not self.tokenizer.sentinel_ids)
+        return Generation(text, hypothesis.tokens, hypothesis.finish, len(prompt), score=hypothesis.score)
+
+    def _echoed(self, text: str, prompt: tuple[int, ...], generation: Generation) -> Generation:
+        scores: tuple[float | None, ...] | None = None
+        if isinstance(self.network, EncoderDecoder):
+            raise RequestError("echo: an encoder-decoder does not write on from its source text")
+        if generation.logprobs is not None:
+            scores = (None, *Stepper(self.network, slots=1, context=1).token_logprobs(prompt))
+        return replace(generation, text=text + generation.text, prompt_logprobs=scores)
+
+    def _prompt_tokens(self, text: str) -> tuple[int, ...]:
+        """The prompt as the family reads it: with the tokens its tokenizer puts around a text, at least one."""
+        if not isinstance(text, str):
+            raise RequestError(f"prompt: must be a text or a list of texts, not {type(text).__name__}")
+        tokens = tuple(self.tokenizer.backend.encode(text).ids)
+        start = self._start_token()
+        return tokens if tokens or start is None else (start,)
+
+    def _start_token(self) -> int | None:
+        ids = (self.config.bos_id, self.tokenizer.bos_id, self.config.eos_id, self.tokenizer.eos_id)
+        return next((token for token in ids if token is not None), None)
+
+    def _stop_tokens(self) -> frozenset[int]:
+        listed = self.generation_config.get("eos_token_id")
+        ids = listed if isinstance(listed, list) else [listed]
+        return frozenset(int(token) for token in (*ids, self.config.eos_id, self.tokenizer.eos_id) if token is not None)
+
+    def _prefix(self) -> tuple[int, ...] | None:
+        """What a target begins with: the start token, and the first token that some families force (BART)."""
+        if not isinstance(self.network, EncoderDecoder):
+            return None
+        start = self.config.decoder_start_id
+        start = self.generation_config.get("decoder_start_token_id", self.tokenizer.pad_id) if start is None else start
+        forced = self.generation_config.get("forced_bos_token_id")
+        return tuple(int(token) for token in (start, forced) if token is not None)
+
+    def _score_tokens(self, tokens: list[int]) -> list[float]:
+        start = self._start_token()
+        self._check_length(tokens)
+        stepper = Stepper(self.network, slots=1, context=1)
+        if start is not None and len(tokens) <= self.config.context:
+            return stepper.token_logprobs([start, *tokens])
+        return [float("nan"), *stepper.token_logprobs(tokens)] if tokens else []
+
+    def _score_target(self, source: str, target: str) -> list[float]:
+        source_tokens = self._prompt_tokens(source)
+        tokens = [*(self._prefix() or ())[:1], *self._prompt_tokens(target)]
+        self._check_length(tokens[1:])
+        return Stepper(self.network, slots=1, context=1).token_logprobs(tokens, source_tokens)
+
+    def _check_length(self, tokens: Sequence[int]) -> None:
+        if len(tokens) > self.config.context:
+            raise RequestError(f"text: {len(tokens)} tokens are more than the model's context of {self.config.context}")
+
+    def _name_of(self, token: int | None) -> str:
+        return "" if token is None else str(self.tokenizer.backend.id_to_token(token) or "")
+
+    def _text_of(self, token: int) -> str:
+        return self.tokenizer.token_bytes[token].decode(errors="replace").strip() or self._name_of(token)
+
+
+def load(path: str | Path) -> Model:
+    """Open a trained model: a folder in Hugging Face layout, a .gguf file, or a hub id.
+
+    Raises:
+        CheckpointError: it is not there, or cannot be opened safely; the message says what to do.
+    """
+    from formary.data import tokenizer
+    from formary.hub import checkpoint
+
+    loaded = checkpoint.load(path)
+    if loaded.tokenizer is None:
+        words = tokenizer.load(loaded.folder)
+    else:  # a GGUF file has its tokenizer inside
+        ids = {"bos": loaded.config.bos_id, "eos": loaded.config.eos_id, "pad": loaded.config.pad_id}
+        names = {f"{role}_token": loaded.tokenizer.id_to_token(i) for role, i in ids.items() if i is not None}
+        words = Tokenizer(loaded.tokenizer, names)
+    return Model(
+        loaded.network,
+        words,
+        defaults=loaded.generation,
+        chat_template=loaded.chat_template,
+        folder=loaded.folder,
+        family=loaded.family,
+        formary=loaded.formary,
+    )
+
+
+def settings_from(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `generate` that a generation_config.json stands for; what it does not know is left out.
+
+    Hugging Face samples only with do_sample: true, and means "off" by top_k 0 or null.
+    """
+    names = {"max_new_tokens": "max_tokens"} | {name: name for name in SETTINGS if name not in ("logit_bias", "seed")}
+    found = {
+        ours: generation_config[theirs] for theirs, ours in names.items() if generation_config.get(theirs) is not None
+    }
+    if not found.get("top_k"):
+        found.pop("top_k", None)
+    if generation_config.get("do_sample"):
+        found.setdefault("temperature", 1.0)
+    else:
+        found = {name: value for name, value in found.items() if name not in ("temperature", *_FILTERS)}
+    return found
+
+
+def _template_of(tokenizer: Tokenizer) -> str | None:
+    template = tokenizer.config.get("chat_template")
+    if isinstance(template, list):  # several named ones; the one called default speaks for the model
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
+def _collected(events: Iterable[Event], request: Request) -> Generation:
+    events = list(events)
+    finish = events[-1].finish
+    assert finish is not None
+    wanted = request.logprobs
+    return Generation(
+        text="".join(event.text for event in events),
+        tokens=tuple(event.token for event in events),
+        finish_reason=finish,
+        prompt_tokens=len(request.prompt),
+        logprobs=None if wanted is None else tuple(event.logprob for event in events if event.logprob is not None),
+        top_logprobs=tuple(event.top for event in events) if wanted else None,
+    )

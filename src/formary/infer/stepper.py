@@ -1,0 +1,165 @@
+"""A network with its cache: `prefill` reads prompts into slots, `decode` feeds one token to each slot.
+
+Decoders and encoder-decoders look the same from above: token ids in, logits for the next token out.
+It decides nothing: sampling, stopping and beams are the engine's and beam search's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from formary.errors import RequestError
+from formary.infer.cache import KVCache
+from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
+
+# Padding a group of prompts to the longest wastes at most half of the work, and a group's activations stay small.
+_GROUP_TOKENS = 4096
+
+
+class Stepper:
+    """Feeds tokens to a decoder or an encoder-decoder, keeping keys and values in a `KVCache`.
+
+    Args:
+        slots: sequences held at once.
+        context: longest sequence in tokens; the network's own context when left out.
+    """
+
+    def __init__(self, network: Network, *, slots: int, context: int | None = None) -> None:
+        if isinstance(network, Encoder):
+            raise RequestError(
+                "this model is an encoder (such as BERT) and does not write text; "
+                "Model.fill completes its masked words, or load a decoder or encoder-decoder"
+            )
+        self.network: Decoder | EncoderDecoder = network
+        config = network.config
+        self.context = min(context or config.context, config.context)
+        self.vocab_size = config.vocab_size
+        self.source_context = config.encoder.context if config.encoder is not None else 0
+        weight = network.head.weight
+        self.cache = KVCache(
+            config.transformer,
+            slots=slots,
+            context=self.context,
+            memory_context=self.source_context,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        self.device = weight.device
+
+    @torch.inference_mode()
+    def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:
+        """Read prompts into rows start, start + 1, ...; logits (prompts, vocab_size) after each prompt's last token.
+
+        Prompts are padded on the right: causal attention never looks right, so no mask is needed, and the padding
+        is not counted into the rows' lengths.
+
+        Args:
+            prompts: token ids, at least one each; for an encoder-decoder what the target begins with.
+            sources: an encoder-decoder's source ids, one list for each prompt.
+        """
+        memory = self._encode(sources) if sources else None
+        memory_lengths = [len(source) for source in sources] if sources else None
+        lengths = [len(prompt) for prompt in prompts]
+        tokens = _padded(prompts, self.device)
+        for row in range(start, start + len(prompts)):
+            self.cache.clear(row)
+        hidden = self._forward(start, tokens, memory=memory, new_memory=memory_lengths)
+        self.cache.commit(lengths)
+        last = hidden[torch.arange(len(prompts), device=self.device), torch.tensor(lengths, device=self.device) - 1]
+        return self._logits(last)
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int]) -> Tensor:
+        """Feed one token to each of rows 0..len(tokens)-1; logits (rows, vocab_size) for what follows."""
+        hidden = self._forward(0, torch.tensor(tokens, device=self.device)[:, None])
+        self.cache.commit()
+        return self._logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def token_logprobs(self, tokens: Sequence[int], source: Sequence[int] | None = None) -> list[float]:
+        """Log-probability (natural) of each token but the first, given those before it; no cache is used."""
+        if len(tokens) < 2:
+            return []
+        network = self.network
+        given = torch.tensor(tokens[:-1], device=self.device)[None]
+        with evaluating(network):
+            if isinstance(network, EncoderDecoder):
+                memory = network.encode(torch.tensor(source, device=self.device)[None])
+                hidden = network.decode(given, memory)[0]
+            else:
+                hidden = network(given)[0]
+        targets = torch.tensor(tokens[1:], device=self.device)
+        logprobs: list[float] = []
+        for piece, wanted in zip(
+            torch.split(hidden, 256), torch.split(targets, 256)
+        ):  # a whole context x vocabulary is large
+            table = torch.log_softmax(self._logits(piece), dim=-1)
+            logprobs += table.gather(1, wanted[:, None])[:, 0].tolist()
+        return logprobs
+
+    def _encode(self, sources: Sequence[Sequence[int]]) -> Tensor:
+        network = self.network
+        assert isinstance(network, EncoderDecoder)
+        lengths = [len(source) for source in sources]
+        mask = None
+        if min(lengths) != max(lengths):
+            mask = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        with evaluating(network):
+            return network.encode(_padded(sources, self.device), mask=mask)
+
+    def _forward(
+        self,
+        start: int,
+        tokens: Tensor,  # (rows, seq)
+        *,
+        memory: Tensor | None = None,
+        new_memory: list[int] | None = None,
+    ) -> Tensor:
+        network, cache = self.network, self.cache
+        rows, seq = tokens.shape
+        positions, mask, memory_mask = cache.begin(start, start + rows, seq, new_memory=new_memory)
+        with evaluating(network):
+            if isinstance(network, EncoderDecoder):
+                return network.decode(
+                    tokens, memory, memory_mask=memory_mask, positions=positions, mask=mask, cache=cache
+                )
+            return network(tokens, positions=positions, mask=mask, cache=cache)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self.network.head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def groups(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of prompts to read together: similar lengths, so that little is padding; longest groups last."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        longest = lengths[index]
+        if group and (longest > 2 * lengths[group[0]] or longest * (len(group) + 1) > _GROUP_TOKENS):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+@contextmanager
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Dropout off; a network that is being trained goes back to training afterwards."""
+    if not network.training:
+        yield
+        return
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], device=device)
