@@ -167,18 +167,21 @@ class Cleaner:
 
     def _excerpt(self, text: str) -> str:
         shown = text[: 5 * _EXCERPT]
-        if self.settings.pii != "keep":  # what is to be removed must not reappear in the report
+        if self.settings.pii != "keep":
             shown = pii.scrub(shown)[0]
         shown = " ".join(shown.split())
         return shown[:_EXCERPT] + ("…" if len(shown) > _EXCERPT or len(text) > 5 * _EXCERPT else "")
 
     def _change(self, before: str, after: str) -> str:
-        if self.settings.pii != "keep":
-            before, after = pii.scrub(before)[0], pii.scrub(after)[0]
-        same = _first_difference(before, after)
-        start = max(0, same - 12)
-        old, new = before[start : start + 40], after[start : start + 40]
-        return new if old == new else f"{old!r} → {new!r}"
+        place = _first_difference(before, after)
+        if self.settings.pii != "keep":  # what is to be removed must not reappear in the report
+            masked = pii.scrub(before)[0], pii.scrub(after)[0]
+            if masked[0] == masked[1]:  # the change was the masking itself, so `after` is safe to show
+                return repr(after[max(0, place - 12) : place + 28])
+            before, after = masked
+            place = _first_difference(before, after)
+        start = max(0, place - 12)
+        return f"{before[start : start + 40]!r} → {after[start : start + 40]!r}"
 
 
 # Steps that are plain functions -------------------------------------------------------------------------------------
@@ -233,7 +236,7 @@ def repetition(text: str) -> float:
         if line in seen:
             repeated += len(line)
         seen.add(line)
-    return max(repeated / total, _repeated_runs(text))
+    return max(repeated / total, _repeated_runs(" ".join(text.split())))  # indentation is no repetition
 
 
 def _repeated_runs(text: str, run: int = 10, block: int = 4096) -> float:

@@ -212,11 +212,14 @@ class _Sink:
 
 @contextmanager
 def _sink(path: Path) -> Iterator[_Sink]:
-    with durable.new_file(path) as temporary, open(temporary, "wb", buffering=2**20) as stream:
-        sink = _Sink(path, temporary, stream)
-        yield sink
+    with durable.new_file(path) as temporary:
         with _naming(path):
-            sink.stream.close()  # the stream of training rows may be the second one
+            sink = _Sink(path, temporary, open(temporary, "wb", buffering=2**20))  # noqa: SIM115  # closed below
+        try:
+            yield sink
+        finally:
+            with _naming(path):
+                sink.stream.close()  # of training rows this may be the second stream
 
 
 @contextmanager

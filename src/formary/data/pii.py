@@ -113,7 +113,7 @@ def _ipv4(address: str) -> bool:
 def _ipv6(address: str) -> bool:
     # "a::b" is valid IPv6 and also C++; an address that identifies anyone has a longer group and a digit.
     groups = address.split(":")
-    if not _DIGIT.search(address) or (len(groups) < 8 and max(map(len, groups)) < 3):
+    if len(groups) < 8 and (not _DIGIT.search(address) or max(map(len, groups)) < 3):
         return False
     try:
         ipaddress.IPv6Address(address)

@@ -317,7 +317,7 @@ class Source:
         if (path / "dataset_dict.json").exists():
             parts = sorted(part.name for part in path.iterdir() if part.is_dir())
             raise DataError(
-                f"{name}: holds the parts {_listed(parts)}; name the part to read, e.g. {name}/{parts[0] if parts else 'train'} "
+                f"{name}: holds the parts {', '.join(parts)}; name the part to read, e.g. {name}/{parts[0] if parts else 'train'} "
                 "(and the others in data.validation and data.test)"
             )
         try:
