@@ -101,7 +101,7 @@ def preset(
     if topology is not None and fields["topology"] != topology:
         fitting = [other for other, other_fields in PRESETS.items() if other_fields["topology"] == topology]
         raise RecipeError(
-            f"model.preset: this task needs a {topology}, '{name}' is a {fields['topology']}; try {', '.join(fitting)}"
+            f"model.preset: this task needs {'an' if topology[0] == 'e' else 'a'} {topology}, '{name}' is a {fields['topology']}; try {', '.join(fitting)}"
         )
     if size is not None:
         layers, width = (int(number) for number in size.split("x"))

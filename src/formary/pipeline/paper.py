@@ -76,7 +76,7 @@ def gather(context: Context) -> ReportData:
 def next_commands(context: Context) -> list[str]:
     """What to try after a run, as commands that work as they stand."""
     prompt = (context.recipe.generate.prompts or ["Once"])[0].replace("\n", " ").strip()
-    longer = f"formary run {context.recipe.name} --set train.steps={2 * (context.recipe.train.steps or 1000)}"
+    longer = f"formary run {context.called} --set train.steps={2 * (context.recipe.train.steps or 1000)}"
     if context.recipe.task == "causal_lm":
         generate = f'formary generate {context.model} "{prompt}" --temperature 0.7'
     else:

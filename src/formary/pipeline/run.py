@@ -60,6 +60,7 @@ def run(
     Raises:
         FormaryError: something the user can mend. The stages before it are kept.
     """
+    called = recipe.name if isinstance(recipe, Recipe) else str(recipe)
     if not isinstance(recipe, Recipe):
         path = find(str(recipe))
         recipe, base = read(path, overrides), base or path.parent
@@ -79,7 +80,8 @@ def run(
             _say_plan(speak, recipe, folder, wanted, waiting)
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
         for stage in waiting:
-            _execute(stage, recipe, base, folder, speak, keys, done)
+            times = {name: entry["seconds"] for name, entry in done.items()}
+            _execute(stage, Context(recipe, called, base, folder, speak, keys, times), done)
     return RunResult(
         folder=folder,
         model=folder / "model",
@@ -118,21 +120,12 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> list[str]:
     return list(found.values())
 
 
-def _execute(
-    stage: Stage,
-    recipe: Recipe,
-    base: Path,
-    folder: Path,
-    console: Console,
-    keys: dict[str, str],
-    done: dict[str, dict[str, Any]],
-) -> None:
-    console.rule(stage.name, align="left", style="dim")
-    times = {name: entry["seconds"] for name, entry in done.items()}
+def _execute(stage: Stage, context: Context, done: dict[str, dict[str, Any]]) -> None:
+    context.console.rule(stage.name, align="left", style="dim")
     began = time.perf_counter()
-    stage.work(Context(recipe, base, folder, console, keys, times))
-    done[stage.name] = {"key": keys[stage.name], "seconds": round(time.perf_counter() - began, 3)}
-    durable.write_json(folder / _DONE, done)
+    stage.work(context)
+    done[stage.name] = {"key": context.keys[stage.name], "seconds": round(time.perf_counter() - began, 3)}
+    durable.write_json(context.folder / _DONE, done)
 
 
 def _say_plan(

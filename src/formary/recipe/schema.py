@@ -65,7 +65,11 @@ class Tokenizer(Section):
     """A tokenizer to train, or one to load."""
 
     kind: Literal["bpe", "wordpiece", "unigram", "characters", "bytes"] = Field("bpe", description="what to train")
-    vocab_size: int = Field(4096, ge=8, description="size of the vocabulary, special tokens included; characters and bytes take what they need")
+    vocab_size: int = Field(
+        4096,
+        ge=8,
+        description="size of the vocabulary, special tokens included; characters and bytes take what they need",
+    )
     path: str | None = Field(
         None,
         description="load instead: a tokenizer.json, a vocab.txt, a vocab.json beside merges.txt, or a model folder",

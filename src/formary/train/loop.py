@@ -318,7 +318,7 @@ def _resume(
     _put(network, saved.tensors["model"])
     optimiser.load_state(saved.tensors["optimiser"])
     if average:
-        average.weights = saved.tensors["ema"]
+        average.weights = {name: saved.tensors["ema"][name] for name in average.weights}
         average.updates = saved.state["ema_updates"]
     torch.set_rng_state(saved.tensors["rng"]["torch"])
     console.print(f"resuming from step {saved.step}", highlight=False)

@@ -39,4 +39,4 @@ def lr_factor(schedule: Schedule, step: int, total: int) -> float:
             return float(max(final, 1e-4) ** progress)
         case "wsd":
             begins = 1 - schedule.decay
-            return 1.0 if progress <= begins else 1 - (1 - final) * (progress - begins) / schedule.decay
+            return 1.0 if progress <= begins else final + (1 - final) * (1 - progress) / schedule.decay

@@ -195,7 +195,9 @@ def join(ours: str, rule: Rule, pieces: list[Tensor], like: Tensor, stack: Trans
             )
     turned = [piece.T if rule.transposed and piece.ndim == 2 else piece for piece in pieces]
     if len(turned) == 1:
-        whole = turned[0].to(torch.float32, copy=True).contiguous()
+        whole = turned[0].to(torch.float32).contiguous()
+        if whole.data_ptr() == pieces[0].data_ptr():  # still the file, which may be replaced under us
+            whole = whole.clone()
     else:
         whole = torch.cat([piece.to(torch.float32) for piece in turned])
     if rule.flipped:
