@@ -183,10 +183,10 @@ def test_no_files_matching_names_the_source(wanted: str, message: str, tmp_path:
 
 
 def test_a_wrong_encoding_names_file_line_and_byte_beyond_the_first_chunk(tmp_path: Path) -> None:
-    good = "naïve line\n".encode() * 120_000  # more than one chunk of a megabyte
+    good = "naïve line\n".encode() * 300_000  # several chunks of a megabyte
     (tmp_path / "a.txt").write_bytes(good + b"caf\xe9 noir\n")
     with pytest.raises(
-        DataError, match=rf"^a\.txt line 120001: byte {len(good) + 3} \(0xe9\) is not utf-8; set data\.encoding"
+        DataError, match=rf"^a\.txt line 300001: byte {len(good) + 3} \(0xe9\) is not utf-8; set data\.encoding"
     ):
         texts("a.txt", tmp_path)
 
