@@ -69,11 +69,11 @@ def load(reference: str | Path) -> Checkpoint:
         return _load_gguf(path)
     folder = _transformer_folder(path)
     hf = _read_json(folder / "config.json", needed=True)
+    if not isinstance(hf, dict):
+        raise CheckpointError(f"{folder / 'config.json'} does not hold the settings of a model")
     try:
         family = family_of(hf)
         network, config, left_out = assemble(family, hf, Safetensors(folder))
-    except KeyError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error} is missing") from error
     except (CheckpointError, RecipeError) as error:
         message = str(error)
         where = "" if str(folder) in message else f"{folder}: "
@@ -181,7 +181,7 @@ def _transformer_folder(folder: Path) -> Path:
     modules = _read_json(folder / "modules.json")
     for module in modules if isinstance(modules, list) else []:
         inner = module.get("path", "") if isinstance(module, dict) else ""
-        plain = inner and Path(inner).name == inner  # stays inside of the folder
+        plain = inner not in ("", "..") and Path(inner).name == inner  # stays inside of the folder
         if plain and "model_type" in _read_json(folder / inner / "config.json"):
             return folder / inner
     return folder

@@ -18,6 +18,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import Tensor
 
 from formary.errors import CheckpointError, MissingExtra
+from formary.model.attention import Rotary
+from formary.model.config import RopeScaling, TransformerConfig
 
 # GGUF's names for the tensors of a block, and ours to the rest of the hub: Hugging Face's.
 _LLAMA_NAMES = {
@@ -262,9 +264,6 @@ class GgufFile:
         """Llama 3's rope_scaling from the factors it leads to; they do not say it, so it is guessed and checked."""
         if self._factors is None:
             return None
-        from formary.model.attention import Rotary
-        from formary.model.config import RopeScaling, TransformerConfig
-
         factor = round(float(self._factors.max()), 3)
         stretch = RopeScaling(factor, 1.0, 4.0, 8192)
         sizes: dict[str, Any] = {"layers": 1, "width": head_width, "heads": 1, "position": "rope", "context": 2}

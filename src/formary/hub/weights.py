@@ -117,7 +117,12 @@ def assemble(family: Family, hf: dict[str, Any], source: Source) -> tuple[Networ
         CheckpointError: a weight is missing, unexpected or of the wrong shape; the message names it.
     """
     spelled = {family.canonical(name): name for name in source.names if not BUFFERS.search(name)}
-    config = family.config(hf, frozenset(spelled))
+    try:
+        config = family.config(hf, frozenset(spelled))
+    except KeyError as error:
+        raise CheckpointError(f"config.json: {error} is missing") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"config.json holds a value of the wrong kind ({error})") from error
     layers = config.transformer.layers + (config.encoder.layers if config.encoder else 0)
     if layers > len(spelled):
         raise CheckpointError(f"config.json asks for {layers} layers, but there are only {len(spelled)} weights")
