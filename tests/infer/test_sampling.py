@@ -102,11 +102,12 @@ def test_a_filter_keeps_something_and_does_not_change_what_it_keeps(
         assert (filtered.argmax(axis=1) == plain.argmax(axis=1)).all()
 
 
-def test_top_p_over_a_flat_large_vocabulary_is_that_of_the_whole_sort() -> None:
-    row = torch.randn(1, 3000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.1
+@pytest.mark.parametrize(("spread", "fewest", "most"), [(6.0, 1, 64), (1.5, 65, 1024), (0.1, 1025, 3000)])
+def test_top_p_over_a_large_vocabulary_is_that_of_the_whole_sort(spread: float, fewest: int, most: int) -> None:
+    row = torch.randn(1, 3000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * spread
     chances = np.sort(row.softmax(-1).numpy()[0])[::-1]
     count = int((np.cumsum(chances) < 0.8).sum()) + 1
-    assert count > 512
+    assert fewest <= count <= most
     assert len(kept(row.tolist(), top_p=0.8)[0]) == count
 
 

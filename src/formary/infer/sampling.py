@@ -17,8 +17,8 @@ from torch import Tensor
 
 from formary.errors import RequestError
 
-# Nucleus sampling looks at this many of the likeliest tokens first; only a flatter distribution is sorted whole.
-_NUCLEUS_FIRST = 512
+# Nucleus sampling looks at this many of the likeliest tokens, then more; only a flat distribution is sorted whole.
+_NUCLEUS = (64, 1024)
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,12 @@ def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
 def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     """Keep the fewest likeliest tokens whose mass reaches p, and those equal to the last (Holtzman et al. 2020)."""
     probabilities = logits.softmax(dim=-1)
-    first = min(_NUCLEUS_FIRST, logits.shape[-1])
-    highest = probabilities.topk(first, dim=-1).values
-    cumulative = highest.cumsum(dim=-1)
-    if first < logits.shape[-1] and bool((cumulative[:, -1:] < p).any()):
-        highest = probabilities.sort(dim=-1, descending=True).values
+    vocab_size = logits.shape[-1]
+    for size in (*_NUCLEUS, vocab_size):
+        highest = probabilities.topk(min(size, vocab_size), dim=-1).values
         cumulative = highest.cumsum(dim=-1)
+        if size >= vocab_size or not bool((cumulative[:, -1:] < p).any()):
+            break
     last = (cumulative < p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
     return logits.masked_fill(probabilities < highest.gather(-1, last), -math.inf)
 
