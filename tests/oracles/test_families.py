@@ -299,7 +299,9 @@ def test_names_are_found_with_and_without_the_backbones_prefix(case: str, folder
     else:
         inner = tmp_path
     save_file({name.removeprefix(prefix): weight for name, weight in weights.items()}, inner / "model.safetensors")
-    assert_same(load(tmp_path).network, model)
+    checkpoint = load(tmp_path)
+    assert checkpoint.folder == inner  # where the tokenizer is too
+    assert_same(checkpoint.network, model)
 
 
 def test_old_bert_names_gamma_and_beta_and_stored_buffers_are_understood(tmp_path: Path) -> None:

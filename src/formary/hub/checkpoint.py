@@ -33,7 +33,7 @@ class Checkpoint:
     Attributes:
         network: with its weights in float32, in evaluation mode.
         config: of the network.
-        folder: where it was read from: the folder, or the GGUF file.
+        folder: where it was read from: the folder with config.json, or the GGUF file.
         family: the name of its layout, a key of `hub.families.FAMILIES`.
         generation: generation_config.json, or {}.
         chat_template: the Jinja template that turns messages into a prompt, where there is one.
@@ -81,7 +81,7 @@ def load(reference: str | Path) -> Checkpoint:
     return Checkpoint(
         network=network,
         config=config,
-        folder=path,
+        folder=folder,
         family=family.name,
         generation=_read_json(folder / "generation_config.json"),
         chat_template=_chat_template(folder),
