@@ -22,7 +22,7 @@ TEXT = "It was the best of times, it was the worst of times, it was the age of w
 def made(tmp_path, task, preset, *, kind="characters", context=48, words="tokenizer", **objective):
     changes = [f"train.objective.{key}={json.dumps(value)}" for key, value in objective.items()]
     recipe = parse(
-        f"{{name: t, task: {task}, data: {{sources: [x], words: {words}, tokenizer: {{kind: {kind}, vocab_size: 60}}}}, "
+        f"{{name: t, task: {task}, data: {{sources: [x], words: {words}, tokenizer: {{kind: {kind}, vocab_size: 290}}}}, "
         f"model: {{preset: {preset}, size: 1x32}}, train: {{batch: 6, context: {context}}}}}",
         overrides=changes,
     )
@@ -41,7 +41,9 @@ def test_causal_targets_are_the_next_tokens(tmp_path):
 
 def test_separated_documents_do_not_predict_each_others_first_token(tmp_path):
     task, tokenizer, shards = made(tmp_path, "causal_lm", "gpt-mini", context=200, cross_documents=False)
-    batch = task.training_batches(shards).batch(1)
+    batches = task.training_batches(shards)
+    steps = [batches.batch(step) for step in range(6)]
+    batch = {name: torch.cat([step[name] for step in steps]) for name in steps[0]}
     ends = batch["tokens"] == tokenizer.eos_id
     assert ends.any()
     assert (batch["targets"][ends] == IGNORED).all()
@@ -89,7 +91,8 @@ def test_next_sentence_pairs_are_half_true_and_marked_by_type(tmp_path):
     follows = torch.cat([batches.batch(step)["is_next"] for step in range(60)]).float().mean()
     assert follows.item() == pytest.approx(0.5, abs=0.1)
     batch = batches.batch(0)
-    for tokens, types, mask in zip(batch["tokens"], batch["types"], batch["mask"]):
+    original = torch.where(batch["targets"] == IGNORED, batch["tokens"], batch["targets"])
+    for tokens, types, mask in zip(original, batch["types"], batch["mask"]):
         separators = (tokens == tokenizer.sep_id).nonzero().flatten().tolist()
         assert len(separators) == 2 and separators[-1] == int(mask.sum()) - 1
         assert types.tolist() == [int(separators[0] < i <= separators[1]) for i in range(len(types))]
