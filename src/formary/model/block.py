@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from formary.model.attention import Attention, Cache
 from formary.model.config import TransformerConfig
+from formary.model.norms import make_norm
 
 
 class FeedForward(nn.Module):
@@ -79,13 +80,6 @@ class Block(nn.Module):
             change = F.dropout(change, self.dropout, self.training)
         hidden = hidden + change
         return hidden if self.pre else norm(hidden)
-
-
-def make_norm(config: TransformerConfig) -> nn.Module:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the width."""
-    if config.norm == "rms":
-        return nn.RMSNorm(config.width, eps=config.norm_eps)
-    return nn.LayerNorm(config.width, eps=config.norm_eps)
 
 
 def activate(inner: Tensor, activation: str) -> Tensor:

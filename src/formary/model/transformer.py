@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from formary.model.attention import Cache, RelativeBias, Rotary
-from formary.model.block import Block, make_norm
+from formary.model.block import Block
 from formary.model.config import TransformerConfig
+from formary.model.norms import make_norm
 
 
 class Transformer(nn.Module):

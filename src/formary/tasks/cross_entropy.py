@@ -15,7 +15,8 @@ from torch import Tensor
 from formary.model.heads import LanguageHead
 
 IGNORED = -100
-_CHUNK_LOGITS = 1 << 20  # logits held at a time: 4 MB in float32
+_TINY = 1e-37  # a likelihood below this counts as this: 85 nats
+_CHUNK_LOGITS = 1 << 23  # logits held at a time: 16 MB in float32; fewer, and the products of matrices slow down
 
 
 def cross_entropy(
@@ -78,13 +79,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = F.linear(part, matrix).float()
                 if bias is not None:
                     logits += bias
-                log_total = logits.logsumexp(dim=1, keepdim=True)
-                total += (log_total - (1 - smoothing) * logits.gather(1, target)).sum()
+                # One fused pass gives the gradient's softmax; the loss is read off it at the targets.
+                gradient = logits.softmax(dim=1)
+                log_likely = gradient.gather(1, target).clamp_min_(_TINY).log_()
+                total -= log_likely.sum()
                 if smoothing:
-                    total -= smoothing * logits.mean(dim=1).sum()
+                    total += smoothing * (logits.gather(1, target) - logits.mean(dim=1, keepdim=True)).sum()
                 if hidden_gradient is None or weight_gradient is None:
                     continue
-                gradient = logits.sub_(log_total).exp_()
                 if smoothing:
                     gradient -= smoothing / weight.shape[0]
                 gradient.scatter_add_(1, target, torch.full_like(target, smoothing - 1, dtype=gradient.dtype))

@@ -83,7 +83,7 @@ def train(
     network.to(runtime.device)
     batches = task.training_batches(training)
     total = total_steps(settings, batches)
-    optimiser = Optimiser(network, settings.optimiser)
+    optimiser = Optimiser(network, settings.optimiser, dtype=getattr(torch, runtime.precision))
     average = Average(network, settings.ema) if settings.ema else None
     torch.manual_seed(settings.seed)
     progress = _resume(checkpoints, network, optimiser, average, console)

@@ -23,9 +23,17 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[Any], *, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[Any],
+        *,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`dtype` is what the orthogonalisation computes in; bfloat16 is enough where the hardware is fast at it."""
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -45,7 +53,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
                 # Nesterov's look-ahead: the gradient moved towards the momentum.
                 ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])
-                updates = orthogonalise(torch.stack(list(ahead)))
+                updates = orthogonalise(torch.stack(list(ahead)).to(self.dtype)).to(torch.float32)
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 if group["weight_decay"]:
                     torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -70,11 +78,12 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Optimiser:
     """The optimisers of a run behind one `step`; `lr_factor` scales every group's peak rate."""
 
-    def __init__(self, network: nn.Module, settings: schema.Optimiser) -> None:
+    def __init__(self, network: nn.Module, settings: schema.Optimiser, *, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype`: see `Muon`."""
         self.l1 = settings.l1
         self.named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self.matrices = [parameter for parameter in self.named.values() if parameter.ndim >= 2]
-        self.parts = _parts(self.named, settings)
+        self.parts = _parts(self.named, settings, dtype)
         for part in self.parts:
             for group in part.param_groups:
                 group["peak_lr"] = group["lr"]
@@ -118,7 +127,9 @@ class Optimiser:
             owners[parameter].state[parameter][field] = value.clone()
 
 
-def _parts(named: dict[str, nn.Parameter], settings: schema.Optimiser) -> list[torch.optim.Optimizer]:
+def _parts(
+    named: dict[str, nn.Parameter], settings: schema.Optimiser, dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
     hidden, decayed, plain = [], [], []
     for name, parameter in named.items():
         if parameter.ndim < 2:
@@ -142,6 +153,12 @@ def _parts(named: dict[str, nn.Parameter], settings: schema.Optimiser) -> list[t
         parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused))
     if hidden:
         parts.append(
-            Muon(hidden, lr=settings.matrix_lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+            Muon(
+                hidden,
+                lr=settings.matrix_lr,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+                dtype=dtype,
+            )
         )
     return parts
