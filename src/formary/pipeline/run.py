@@ -75,7 +75,7 @@ def run(
         done = _read_done(folder)
         waiting = [stage for stage in wanted if done.get(stage.name, {}).get("key") != keys[stage.name]]
         if not waiting:
-            speak.print(f"nothing to do: {folder} is up to date ({time.perf_counter() - began:.1f} s)", highlight=False)
+            speak.print(f"nothing to do: {folder} is up to date ({time.perf_counter() - began:.1f} s)")
         else:
             _say_plan(speak, recipe, folder, wanted, waiting)
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
@@ -131,18 +131,19 @@ def _execute(stage: Stage, context: Context, done: dict[str, dict[str, Any]]) ->
 def _say_plan(
     console: Console, recipe: Recipe, folder: Path, wanted: Sequence[Stage], waiting: Sequence[Stage]
 ) -> None:
-    console.print(f"{recipe.name}: {recipe.description or recipe.task} -> {folder}", highlight=False)
+    console.print(f"{recipe.name}: {recipe.description or recipe.task} -> {folder}")
     for stage in wanted:
         state = "to do" if stage in waiting else "done before"
-        console.print(f"  {stage.name:<10} {stage.says} ({state})", highlight=False)
+        console.print(f"  {stage.name:<10} {stage.says} ({state})")
 
 
 class _Tee(Console):
     """Prints to the user's console and into log.txt."""
 
     def __init__(self, console: Console, log: TextIO) -> None:
-        super().__init__(file=console.file, stderr=console.stderr, quiet=console.quiet, width=console.width)
-        self._log = Console(file=log, width=120, no_color=True)
+        plain: dict[str, Any] = {"markup": False, "highlight": False}
+        super().__init__(file=console.file, stderr=console.stderr, quiet=console.quiet, width=console.width, **plain)
+        self._log = Console(file=log, width=120, no_color=True, **plain)
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)

@@ -203,7 +203,7 @@ def _evaluate(context: Context) -> None:
     result["samples"] = samples(context, model)
     durable.write_json(context.folder / "evaluation.json", result)
     for metric in result["metrics"]:
-        context.console.print(f"  {metric['says']}", highlight=False)
+        context.console.print(f"  {metric['says']}")
 
 
 def _report(context: Context) -> None:
