@@ -141,17 +141,19 @@ def _predictions(
     unigram = -Unigram.fit(training.window(0, training.tokens), vocab_size=network.config.vocab_size).log_probs(
         np.arange(network.config.vocab_size)
     )
+    marks = np.array(sorted(task.tokenizer.special_ids))
     sums: dict[str, list[Floats]] = {name: [] for name in ("count", "loss", "hit", "unigram", "common")}
     for batch in task.validation_batches(shards, max_tokens=settings.max_tokens):
         moved = {name: tensor.to(runtime.device) for name, tensor in batch.items()}
         with runtime.autocast():
             losses, guesses = _guess(network, moved)
         targets = batch["targets"].numpy()
-        scored = targets != IGNORED
+        # Sentinels and end marks are known beforehand: predicting them proves nothing.
+        scored = (targets != IGNORED) & ~np.isin(targets, marks)
         ids = np.where(scored, targets, 0)
         rows = {
             "count": scored,
-            "loss": losses,
+            "loss": np.where(scored, losses, 0.0),
             "hit": scored & (guesses == targets),
             "unigram": np.where(scored, unigram[ids], 0.0),
             "common": scored & (targets == commonest),

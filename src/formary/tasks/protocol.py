@@ -33,6 +33,7 @@ class Task(Protocol):
     """What a task gives the rest of Formary."""
 
     name: str
+    tokenizer: Tokenizer
     covers_text: bool  # the loss is over every token of the text, so it can be said in bits per byte
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None: ...
