@@ -6,6 +6,7 @@ A full disk or a kill leaves the old content (or nothing) and no half-written fi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from typing import Any
 from formary.errors import StorageError
 
 _TEMPORARY = ".writing-"
+_REPLACED = ".writing-over-"  # a folder on its way out; it is all there is if a kill comes before the new one's rename
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    old = path.with_name(f"{_TEMPORARY}{os.getpid()}-old-{path.name}")
+    old = path.with_name(f"{_REPLACED}{os.getpid()}-{path.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -65,7 +68,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise _storage_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_back(old, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,12 +83,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`."""
+    """Delete what a killed process left half-written in `folder`, and put back what it had only begun to replace."""
+    for old in Path(folder).glob(f"{_REPLACED}*"):
+        _put_back(old, old.with_name(old.name.removeprefix(_REPLACED).partition("-")[2]))
     for leftover in Path(folder).glob(f"{_TEMPORARY}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -97,4 +108,7 @@ def _flush(path: Path) -> None:
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path}: could not be written ({error.strerror or error}); nothing half-written was left")
+    advice = "; free some space and give the same command again" if error.errno in _FULL else ""
+    return StorageError(
+        f"{path}: could not be written ({error.strerror or error}); nothing half-written was left{advice}"
+    )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from formary import durable
+from formary.errors import StorageError
 
 _STATE = "state.json"
 
@@ -33,13 +34,20 @@ class Saved:
 
 
 def save(folder: Path, saved: Saved) -> Path:
-    """Write `saved` as folder/step-NNNNNNNN, whole or not at all, and return its path."""
+    """Write `saved` as folder/step-NNNNNNNN, whole or not at all, and return its path.
+
+    Raises:
+        StorageError: the disk is full or the folder is not writable.
+    """
     path = folder / f"step-{saved.step:08d}"
     with durable.new_folder(path) as temporary:
         checksums = {}
         for group, tensors in saved.tensors.items():
             file = temporary / f"{group}.safetensors"
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(file))
+            try:
+                save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(file))
+            except SafetensorError as error:  # its own kind, also for a full disk
+                raise StorageError(f"{path}: could not be written ({error}); nothing half-written was left") from error
             checksums[file.name] = _checksum(file)
         record = {"step": saved.step, "checksums": checksums, "state": saved.state}
         (temporary / _STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -6,7 +6,11 @@ metrics.jsonl is the source of truth; a resumed run first cuts it back to the st
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from formary import durable
+from formary.errors import StorageError
 
 _PLAIN_INTERVAL = 10.0  # seconds between lines when the output is not a terminal
 
@@ -26,24 +31,33 @@ class Records:
     def __init__(self, run: Path, *, resume_step: int) -> None:
         self.path = run / "metrics.jsonl"
         kept = [line for line in read_records(self.path) if line["step"] <= resume_step] if resume_step else []
-        durable.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+        durable.write_text(self.path, "".join(_line(record) for record in kept))
+        if not resume_step:  # the curves of another training would be drawn into these
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        with _naming(run):
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line and the same numbers as TensorBoard scalars, texts as TensorBoard texts."""
-        self._file.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, str):
-                self._board.add_text(name, value, step)
-            else:
-                self._board.add_scalar(name, value, step)
+        """Append one line and the same numbers as TensorBoard scalars, texts as TensorBoard texts.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        with _naming(self.path):
+            self._file.write(_line({"step": step, **values}))
+            self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, str):
+                    self._board.add_text(name, value, step)
+                else:
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        with _naming(self.path):
+            self._file.close()
+            self._board.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -57,6 +71,25 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def _line(record: dict[str, Any]) -> str:
+    """One line of JSON; what is not a finite number is null, as JSON has no word for it."""
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+    return json.dumps(plain, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: could not be written ({error.strerror or error}); the checkpoints are whole, "
+            "the same command goes on from the last"
+        ) from error
 
 
 class ProgressLine:
