@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from dataclasses import asdict
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
@@ -80,9 +81,11 @@ def continues(loaded: Any) -> bool:
 
 
 def _stream(loaded: Any, prompt: str, settings: dict[str, Any]) -> None:
+    pieces = loaded.stream(prompt, **settings)
+    first = next(pieces, "")  # what cannot be followed is refused here, before the prompt is shown
     if continues(loaded):
         sys.stdout.write(prompt)
-    for piece in loaded.stream(prompt, **settings):
+    for piece in chain([first], pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

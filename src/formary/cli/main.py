@@ -69,7 +69,8 @@ class Commands(TyperGroup):
             sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
             return result
         except FormaryError as error:
-            print(f"error: {error}", file=sys.stderr)
+            stopped = error.exit_code == 130  # by the user: no error
+            print(error if stopped else f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print(f"\n{INTERRUPTED}", file=sys.stderr)

@@ -25,14 +25,11 @@ def run(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJ
     result = _execute(recipe, set_, folder, json, until="report")
     if json:
         return
-    console = Console()
-    console.print()
-    console.print(f"report: {result.report}", highlight=False)
-    console.print(f"model:  {result.model}", highlight=False)
+    _say(f"\nreport: {result.report}\nmodel:  {result.model}")
     if result.did:
-        console.print("next, try:")
+        _say("next, try:")
         for command in _next_commands(result):
-            console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"  {command}")
 
 
 def prepare(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
@@ -49,7 +46,7 @@ def report(recipe: Target, set_: Overrides = None, folder: Folder = None, json: 
     """Write report.html and the model card (after the stages before, where they are not up to date)."""
     result = _execute(recipe, set_, folder, json, until="report")
     if not json:
-        Console().print(f"report: {result.report}", highlight=False)
+        _say(f"report: {result.report}")
 
 
 def evaluate(
@@ -63,8 +60,13 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(help="Measure on at most this many tokens.")] = None,
 ) -> None:
     """Measure a recipe's model on its test split, or any causal model on texts of yours."""
+    from formary.pipeline.stages import findings
+
     if not data:
-        _execute(target, set_, folder, json, until="evaluate")
+        done = _execute(target, set_, folder, json, until="evaluate")
+        if not (json or done.did):
+            for sentence in findings(done.metrics):
+                _say(sentence)
         return
     from formary.pipeline.measure import measure
 
@@ -72,8 +74,8 @@ def evaluate(
     if json:
         print(json_format.dumps(result, ensure_ascii=False))
     else:
-        for metric in result["metrics"]:
-            Console().print(metric["says"], highlight=False)
+        for sentence in findings(result["metrics"]):
+            _say(sentence)
 
 
 def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json: bool, *, until: str) -> RunResult:
@@ -87,6 +89,11 @@ def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json
         values |= {"model": str(result.model), "report": str(result.report)}
         print(json_format.dumps(values, ensure_ascii=False))
     return result
+
+
+def _say(text: str) -> None:
+    """A line as it is: paths and commands are neither coloured nor broken."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _next_commands(result: RunResult) -> list[str]:

@@ -27,6 +27,7 @@ from formary.train.machine import Runtime
 
 Floats = NDArray[np.float64]
 _BATCH_TOKENS = 8192
+_VERDICTS = {"better": "better than", "worse": "worse than", "cannot tell": "no clear difference from"}
 _SEED = 0  # of the bootstrap: the same figures at every reading of the same losses
 
 
@@ -215,14 +216,15 @@ def _metric(
         if other != "model"
     }
     measured = intervals.pop("model")
-    beside = "; ".join(f"{other} {_number(value)} ({verdicts[other]})" for other, value in intervals.items())
+    beside = [f"{_VERDICTS[verdicts[other]]} {other} {_number(value.value)}" for other, value in intervals.items()]
+    interval = f" ({_number(measured.low)} to {_number(measured.high)})" if measured.known else ""
     return {
         "metric": name,
         "protocol": f"{where}, {model.words}",
         "model": measured.to_json(),
         "baselines": {other: value.to_json() for other, value in intervals.items()},
         "verdicts": verdicts,
-        "says": f"{name.replace('_', ' ')} {_number(measured)} [{where}]" + (f"; {beside}" if beside else ""),
+        "says": "; ".join([f"{name.replace('_', ' ')} {_number(measured.value)}{interval}", *beside]),
     }
 
 
@@ -232,7 +234,5 @@ def _interval(unit: Units, settings: Evaluate, transform: Callable[[Any], Any] |
     )
 
 
-def _number(interval: Interval) -> str:
-    if not interval.known:
-        return f"{interval.value:.4g}"
-    return f"{interval.value:.4g} ({interval.low:.4g} to {interval.high:.4g})"
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"

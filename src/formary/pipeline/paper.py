@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import shlex
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ def gather(context: Context) -> ReportData:
     records = read_records(folder / "metrics.jsonl")
     evaluation = _json(folder / "evaluation.json")
     config = _json(context.model / "formary.json")
-    training = [record for record in records if "loss" in record]
+    peak = recipe.train.optimiser.lr
+    training = [record | {"lr": peak * record["lr_factor"]} for record in records if "loss" in record]
     settled = runtime(recipe.machine)
     metrics = [
         Metric(
@@ -75,13 +79,31 @@ def gather(context: Context) -> ReportData:
 
 def next_commands(context: Context) -> list[str]:
     """What to try after a run, as commands that work as they stand."""
-    prompt = (context.recipe.generate.prompts or ["Once"])[0].replace("\n", " ").strip()
-    longer = f"formary run {context.called} --set train.steps={2 * (context.recipe.train.steps or 1000)}"
-    if context.recipe.task == "causal_lm":
-        generate = f'formary generate {context.model} "{prompt}" --temperature 0.7'
+    recipe = context.recipe
+    usual = {"masked_lm": "[MASK]", "denoise": "Once <extra_id_0> a time"}.get(recipe.task, "Once")
+    prompt = (recipe.generate.prompts or [usual])[0].replace("\n", " ").strip() or usual
+    generate = ["generate", str(context.model), prompt]
+    generate += ["--temperature", "0.7"] if recipe.task == "causal_lm" else []
+    if recipe.train.epochs:
+        more = f"train.epochs={2 * recipe.train.epochs:g}"
     else:
-        generate = f'formary generate {context.model} "{prompt}"'
-    return [generate, longer, f"tensorboard --logdir {context.folder}/tensorboard"]
+        more = f"train.steps={2 * (recipe.train.steps or 1000)}"
+    formary = program("formary")
+    return [
+        f"{formary} {shlex.join(generate)}",
+        f"{formary} run {context.called} --set {more}",
+        f"{program('tensorboard')} --logdir {shlex.quote(str(context.folder / 'tensorboard'))}",
+    ]
+
+
+def program(name: str) -> str:
+    """How to call a program of our environment from here: its name where PATH finds it, else its path."""
+    ours = Path(sysconfig.get_path("scripts")) / name
+    found = shutil.which(name)
+    if not ours.exists() or (found and Path(found).samefile(ours)):
+        return name
+    here = Path.cwd()
+    return shlex.quote(str(ours.relative_to(here) if ours.is_relative_to(here) else ours))
 
 
 def _story(context: Context) -> dict[str, Any]:

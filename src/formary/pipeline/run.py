@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +26,7 @@ from formary.recipe import Recipe, read, to_yaml
 from formary.recipe.bundled import find
 
 _DONE = "stages.json"
+_FINGERPRINTS = "data/fingerprints.json"
 _FORMAT = 1  # of the run folder; a new number makes every stage run anew
 
 
@@ -60,7 +62,9 @@ def run(
     Raises:
         FormaryError: something the user can mend. The stages before it are kept.
     """
-    called = recipe.name if isinstance(recipe, Recipe) else str(recipe)
+    called = [recipe.name if isinstance(recipe, Recipe) else str(recipe)]
+    called += [word for override in overrides for word in ("--set", override)]
+    called += ["--folder", str(folder)] if folder else []
     if not isinstance(recipe, Recipe):
         path = find(str(recipe))
         recipe, base = read(path, overrides), base or path.parent
@@ -68,12 +72,15 @@ def run(
     folder = folder or Path(recipe.run_folder or Path("runs") / recipe.name)
     console = console or Console()
     began = time.perf_counter()
-    keys = stage_keys(recipe, base, folder)
+    fingerprints = file_fingerprints(recipe, base, folder)
+    keys = stage_keys(recipe, fingerprints.values())
     wanted = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
     with _owned(folder) as log:
         speak = _Tee(console, log)
-        done = _read_done(folder)
-        waiting = [stage for stage in wanted if done.get(stage.name, {}).get("key") != keys[stage.name]]
+        done = _read_json(folder / _DONE)
+        waiting = [stage for stage in wanted if not _is_done(stage, keys, done, folder)]
+        if fingerprints != _read_json(folder / _FINGERPRINTS):
+            durable.write_json(folder / _FINGERPRINTS, fingerprints)
         if not waiting:
             speak.print(f"nothing to do: {folder} is up to date ({time.perf_counter() - began:.1f} s)")
         else:
@@ -81,7 +88,7 @@ def run(
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
         for stage in waiting:
             times = {name: entry["seconds"] for name, entry in done.items()}
-            _execute(stage, Context(recipe, called, base, folder, speak, keys, times), done)
+            _execute(stage, Context(recipe, shlex.join(called), base, folder, speak, keys, times), done)
     return RunResult(
         folder=folder,
         model=folder / "model",
@@ -91,9 +98,9 @@ def run(
     )
 
 
-def stage_keys(recipe: Recipe, base: Path, folder: Path) -> dict[str, str]:
-    """Every stage's key: what it depends on, and the key of the stage before."""
-    key = _hash([_FORMAT, file_fingerprints(recipe, base, folder)])
+def stage_keys(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, str]:
+    """Every stage's key: what it depends on, and the key of the stage before; all depend on the files' content."""
+    key = _hash([_FORMAT, list(fingerprints)])
     keys = {}
     for stage in STAGES:
         key = _hash([key, stage.name, stage.depends(recipe)])
@@ -101,30 +108,40 @@ def stage_keys(recipe: Recipe, base: Path, folder: Path) -> dict[str, str]:
     return keys
 
 
-def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> list[str]:
-    """A hash of the content of every file the recipe names; unchanged files (size, time) are not read again."""
+def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str]:
+    """A hash of the content of every file the recipe names; unchanged files (size, time) are not read again.
+
+    Returns:
+        by path, size and time in the order of the recipe; the run folder keeps it for the next time.
+    """
     from formary.data.source import expand, fingerprint
 
     data = recipe.data
     paths = expand([*data.sources, *data.validation, *data.test], base)
     extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start]
     paths += [base / name for name in extra if name and (base / name).exists()]
-    known = _read_json(folder / "data" / "fingerprints.json")
-    found = {}
+    known = _read_json(folder / _FINGERPRINTS)
+    found: dict[str, str] = {}
     for path in paths:
         stat = path.stat()
         mark = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         found[mark] = known[mark] if mark in known and path.is_file() else fingerprint([path])
-    if folder.exists() and found != known:
-        durable.write_json(folder / "data" / "fingerprints.json", found)
-    return list(found.values())
+    return found
+
+
+def _is_done(stage: Stage, keys: dict[str, str], done: dict[str, Any], folder: Path) -> bool:
+    same = done.get(stage.name, {}).get("key") == keys[stage.name]
+    return same and all((folder / name).exists() for name in stage.leaves)
 
 
 def _execute(stage: Stage, context: Context, done: dict[str, dict[str, Any]]) -> None:
     context.console.rule(stage.name, align="left", style="dim")
     began = time.perf_counter()
-    stage.work(context)
-    done[stage.name] = {"key": context.keys[stage.name], "seconds": round(time.perf_counter() - began, 3)}
+    if done.pop(stage.name, None):  # what it left is about to change
+        durable.write_json(context.folder / _DONE, done)
+    earlier = stage.work(context) or 0.0
+    seconds = round(earlier + time.perf_counter() - began, 3)
+    done[stage.name] = {"key": context.keys[stage.name], "seconds": seconds}
     durable.write_json(context.folder / _DONE, done)
 
 
@@ -133,22 +150,30 @@ def _say_plan(
 ) -> None:
     console.print(f"{recipe.name}: {recipe.description or recipe.task} -> {folder}")
     for stage in wanted:
-        state = "to do" if stage in waiting else "done before"
+        state = "to do" if stage in waiting else "already done"
         console.print(f"  {stage.name:<10} {stage.says} ({state})")
 
 
 class _Tee(Console):
-    """Prints to the user's console and into log.txt."""
+    """Prints to the user's console and into log.txt. Lines are not broken: paths and commands stay whole to copy."""
 
     def __init__(self, console: Console, log: TextIO) -> None:
-        plain: dict[str, Any] = {"markup": False, "highlight": False}
-        super().__init__(file=console.file, stderr=console.stderr, quiet=console.quiet, width=console.width, **plain)
-        self._log = Console(file=log, width=120, no_color=True, **plain)
+        plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+        super().__init__(
+            file=console.file,
+            quiet=console.quiet,
+            width=console.width,
+            force_terminal=console.is_terminal,
+            no_color=console.no_color,
+            **plain,
+        )
+        self._log = Console(file=log, width=100, no_color=True, force_terminal=False, **plain)
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)
-        self._log.print(*objects, **options)
-        self._log.file.flush()
+        with suppress(OSError):  # a full disk ends the run where something that matters cannot be written
+            self._log.print(*objects, **options)
+            self._log.file.flush()
 
 
 @contextmanager
@@ -158,23 +183,24 @@ def _owned(folder: Path) -> Iterator[TextIO]:
     Raises:
         FormaryError: another process is at work in the folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FormaryError(f"{folder}: is a file, and a run needs a folder; name another with --folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         log = (folder / "log.txt").open("a", encoding="utf-8")
     except OSError as error:
         raise FormaryError(f"{folder}: the run folder cannot be written ({error.strerror})") from None
-    with log:
+    try:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FormaryError(f"{folder}: another formary process is at work in this run folder") from None
-        for place in (folder, folder / "data", folder / "data" / "tokens"):
-            durable.remove_leftovers(place)
+        for place in ("", "data", "data/documents", "data/tokens", "model"):
+            durable.remove_leftovers(folder / place)
         yield log
-
-
-def _read_done(folder: Path) -> dict[str, dict[str, Any]]:
-    return _read_json(folder / _DONE)
+    finally:
+        with suppress(OSError):
+            log.close()
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ work itself is done by the rooms below. Nothing heavy is imported until a stage 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ class Context:
     """What a stage is given: the recipe, where its paths count from, the run folder, and where to speak."""
 
     recipe: Recipe
-    called: str  # the recipe as the user named it, for the commands we suggest
+    called: str  # the recipe and options as the user gave them, for the commands we suggest
     base: Path
     folder: Path
     console: Console
@@ -60,12 +60,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the recipe fields its result depends on (beside the stage before it), and its work."""
+    """One stage: the recipe fields its result depends on (beside the stage before it), its work, what that leaves."""
 
     name: str
     says: str
     depends: Callable[[Recipe], Any]
-    work: Callable[[Context], None]
+    work: Callable[[Context], float | None]  # the seconds that earlier, interrupted goes had put into it
+    leaves: tuple[str, ...]  # in the run folder; when one of them is gone the stage is done again
 
 
 def _documents(context: Context) -> None:
@@ -80,7 +81,8 @@ def _documents(context: Context) -> None:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=context.console, transient=True) as progress:
+    console = context.console
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("reading", total=None)
         story = write_documents(
             context.recipe.data,
@@ -88,18 +90,32 @@ def _documents(context: Context) -> None:
             base=context.base,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    context.console.print(f"  {story['rows_read']:,} documents read, {story['bytes_read'] / 1e6:,.1f} MB")
+    console.print(f"  {_documents_of(story['rows_read'])} read, {_size(story['bytes_read'])}")
     for step in story["steps"]:
         if step["dropped"] or step["changed"]:
-            context.console.print(f"  {step['step']}: {step['dropped']:,} dropped, {step['changed']:,} changed")
+            name = str(step["step"]).replace("_", " ")
+            console.print(f"  {name}: {step['dropped']:,} dropped, {step['changed']:,} changed")
     across = story["duplicates_across_splits"]
     if across["exact"] or across["near"]:
-        context.console.print(
-            f"  duplicates across splits: {across['exact']:,} exact, {across['near']:,} near, "
-            f"{across['removed']:,} removed from training"
+        console.print(
+            f"  training rows that also occur in validation or test: {across['exact']:,} exactly, "
+            f"{across['near'] or 0:,} nearly; {across['removed']:,} removed from training"
         )
     for split, counts in story["splits"].items():
-        context.console.print(f"  {split}: {counts['rows']:,} documents, {counts['bytes'] / 1e6:,.2f} MB")
+        console.print(f"  {split}: {_documents_of(counts['rows'])}, {_size(counts['bytes'])}")
+    for warning in story["warnings"]:
+        console.print(f"  note: {warning}")
+
+
+def _documents_of(count: int) -> str:
+    return f"{count:,} document" if count == 1 else f"{count:,} documents"
+
+
+def _size(count: float) -> str:
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_:
+            return f"{count / bytes_:,.1f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def _tokenizer(context: Context) -> None:
@@ -113,7 +129,8 @@ def _tokenizer(context: Context) -> None:
         made = tokenizer.train(read_texts(context.documents / "train.jsonl"), settings, task=context.recipe.task)
     with durable.new_folder(context.tokenizer) as folder:
         made.save(folder)
-    context.console.print(f"  vocabulary of {made.vocab_size:,}")
+    source = f"loaded from {settings.path}" if settings.path else settings.kind
+    context.console.print(f"  {source}, {made.vocab_size:,} tokens in the vocabulary")
 
 
 def _tokens(context: Context) -> None:
@@ -132,11 +149,12 @@ def _tokens(context: Context) -> None:
         context.console.print(f"  {split}: {meta['tokens']:,} tokens")
 
 
-def _train(context: Context) -> None:
-    import dataclasses
+def _train(context: Context) -> float:
+    import math
     import shutil
 
     from formary.hub import checkpoint
+    from formary.model.topologies import parameter_count
     from formary.train.loop import train
     from formary.train.machine import runtime
 
@@ -144,19 +162,25 @@ def _train(context: Context) -> None:
     settled = runtime(recipe.machine)
     tokenizer, task = made_task(context)
     network = starting_network(context, tokenizer)
-    from formary.model.topologies import parameter_count
-
+    check_prompts(context.recipe, tokenizer, network)
     config = network.config.transformer
     context.console.print(
         f"  {recipe.model.start or recipe.model.preset}: {parameter_count(network):,} parameters, "
         f"{config.layers} x {config.width}, {settled.threads} threads, {settled.precision} on {settled.device}"
     )
     checkpoints = context.folder / "checkpoints"
+    if checkpoints.is_dir():
+        for other in checkpoints.iterdir():  # of another recipe in this run folder; metrics.jsonl can follow only one
+            if other.name != identity[:12]:
+                shutil.rmtree(other, ignore_errors=True)
+    validation = open_tokens(context, "validation")
+    if validation.tokens < 2:
+        context.console.print("  no validation text: the last weights will count as the best")
     progress = train(
         task,
         network,
         training=open_tokens(context, "train"),
-        validation=open_tokens(context, "validation") if context.rows("validation") else None,
+        validation=validation if validation.tokens > 1 else None,
         settings=recipe.train,
         runtime=settled,
         run=context.folder,
@@ -165,17 +189,13 @@ def _train(context: Context) -> None:
         sample=sampler(context, tokenizer),
         compiled=recipe.machine.compile,
     )
+    facts: dict[str, Any] = {"task": recipe.task, "recipe": identity, "name": recipe.name}
+    facts |= {"step": progress.step, "best_step": progress.best_step or progress.step, "tokens": progress.tokens}
+    facts |= {"best_loss": progress.best_loss} if math.isfinite(progress.best_loss) else {}
     with durable.new_folder(context.model) as folder:
-        checkpoint.save(
-            folder,
-            network.to("cpu"),
-            generation=generation_defaults(recipe),
-            formary={"task": recipe.task, "recipe": identity, "name": recipe.name, **dataclasses.asdict(progress)},
-        )
+        checkpoint.save(folder, network.to("cpu"), generation=generation_defaults(recipe), formary=facts)
         tokenizer.save(folder)
-    for other in checkpoints.iterdir():  # of recipes this run folder held before
-        if other.name != identity[:12]:
-            shutil.rmtree(other, ignore_errors=True)
+    return progress.seconds_before
 
 
 def _evaluate(context: Context) -> None:
@@ -184,13 +204,19 @@ def _evaluate(context: Context) -> None:
     from formary.train.machine import runtime
 
     settled = runtime(context.recipe.machine)
-    _, task = made_task(context)
+    tokenizer, task = made_task(context)
+    _put_generation_defaults(context)
     model = load(context.model)
-    split = "test" if context.rows("test") else "validation"
-    if not context.rows(split):
-        context.console.print("  no test or validation rows: nothing to evaluate on")
+    check_prompts(context.recipe, tokenizer, model.network)
+    split = next((name for name in ("test", "validation") if open_tokens(context, name).tokens > 1), None)
+    if split is None:
+        context.console.print("  no test or validation text: nothing is measured")
         result: dict[str, Any] = {"split": None, "metrics": []}
     else:
+        if split == "validation":
+            context.console.print(
+                "  no test text: measured on validation, which also chose the weights; that flatters the model a little"
+            )
         result = evaluate(
             task,
             model.network,
@@ -202,8 +228,8 @@ def _evaluate(context: Context) -> None:
         )
     result["samples"] = samples(context, model)
     durable.write_json(context.folder / "evaluation.json", result)
-    for metric in result["metrics"]:
-        context.console.print(f"  {metric['says']}")
+    for sentence in findings(result["metrics"]):
+        context.console.print(f"  {sentence}")
 
 
 def _report(context: Context) -> None:
@@ -214,6 +240,13 @@ def _report(context: Context) -> None:
     durable.write_json(context.folder / "next.json", list(report.next_commands))
     write_report(context.folder / "report.html", report)
     write_model_card(context.model / "README.md", report)
+
+
+def findings(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Metrics as sentences: what they were measured on, then each with its interval and beside its baselines."""
+    if not metrics:
+        return []
+    return [f"measured on: {metrics[0]['protocol']}", *(str(metric["says"]) for metric in metrics)]
 
 
 def open_tokens(context: Context, split: str) -> TokenShards:
@@ -258,6 +291,40 @@ def starting_network(context: Context, tokenizer: Tokenizer) -> Network:
             f"train.context: {recipe.train.context} is longer than the {network.config.context} that {recipe.model.start} can read"
         )
     return network
+
+
+def check_prompts(recipe: Recipe, tokenizer: Tokenizer, network: Network) -> None:
+    """See before an hour of training, not after, that the model can take the recipe's prompts.
+
+    Raises:
+        RecipeError: a prompt is longer than the context, or has no mask to fill.
+    """
+    from formary.errors import RecipeError
+
+    config = network.config
+    longest = (config.encoder or config).context
+    mask = tokenizer.backend.id_to_token(tokenizer.mask_id) if tokenizer.mask_id is not None else None
+    for prompt in recipe.generate.prompts:
+        count = len(tokenizer.backend.encode(prompt).ids)
+        if count > longest:
+            raise RecipeError(
+                f"generate.prompts: {prompt[:60]!r} has {count} tokens and the context is {longest}; "
+                "shorten it, or raise train.context"
+            )
+        if recipe.task == "masked_lm" and not any(name and name in prompt for name in ("[MASK]", mask)):
+            raise RecipeError(f"generate.prompts: {prompt[:60]!r} has no [MASK] for the model to fill in")
+
+
+def _put_generation_defaults(context: Context) -> None:
+    """Give the model the recipe's present `generate` section as its defaults: that needs no new training."""
+    path = context.model / "generation_config.json"
+    if not path.exists():  # an encoder
+        return
+    held = json.loads(path.read_text(encoding="utf-8"))
+    ids = {name: value for name, value in held.items() if name.endswith("_token_id")}
+    wanted = {**ids, **generation_defaults(context.recipe)}
+    if wanted != held:
+        durable.write_json(path, wanted)
 
 
 def generation_defaults(recipe: Recipe) -> dict[str, Any]:
@@ -324,14 +391,22 @@ STAGES: tuple[Stage, ...] = (
         "read, clean and split the data",
         lambda recipe: recipe.data.model_dump(exclude={"tokenizer", "words"}),
         _documents,
+        ("data/documents/story.json", *(f"data/documents/{split}.jsonl" for split in SPLITS)),
     ),
     Stage(
         "tokenizer",
         "train or load the tokenizer",
         lambda recipe: [recipe.data.tokenizer.model_dump(), recipe.task],
         _tokenizer,
+        ("data/tokenizer/tokenizer.json",),
     ),
-    Stage("tokens", "encode the documents into token shards", lambda recipe: recipe.data.words, _tokens),
+    Stage(
+        "tokens",
+        "encode the documents into token shards",
+        lambda recipe: recipe.data.words,
+        _tokens,
+        tuple(f"data/tokens/{split}/meta.json" for split in SPLITS),
+    ),
     Stage(
         "train",
         "train the model",
@@ -340,15 +415,22 @@ STAGES: tuple[Stage, ...] = (
             recipe.model.model_dump(),
             recipe.train.model_dump(exclude={"keep", "save_every", "sample_every"}),
             recipe.machine.model_dump(exclude={"threads"}),
-            recipe.generate.model_dump(exclude={"prompts", "seed"}),
         ],
         _train,
+        ("model/model.safetensors", "metrics.jsonl"),
     ),
     Stage(
         "evaluate",
         "measure it beside the baselines, and let it write",
         lambda recipe: [recipe.evaluate.model_dump(), recipe.generate.model_dump()],
         _evaluate,
+        ("evaluation.json",),
     ),
-    Stage("report", "write report.html and the model card", lambda recipe: [recipe.name, recipe.description], _report),
+    Stage(
+        "report",
+        "write report.html and the model card",
+        lambda recipe: [recipe.name, recipe.description],
+        _report,
+        ("report.html", "model/README.md"),
+    ),
 )

@@ -51,6 +51,7 @@ class Progress:
     best_step: int = 0
     validations_without_gain: int = 0
     bad_steps: int = 0
+    seconds_before: float = 0.0  # of `seconds`, those that earlier goes of a resumed run took
 
 
 def train(
@@ -103,7 +104,7 @@ def train(
 
     with ProgressLine(console, total) as line, _signals() as signals:
         network.train()
-        while progress.step < total:
+        while progress.step < total and not _has_levelled_off(progress, settings):
             began = time.perf_counter()
             batch = batches.batch(progress.step)
             loss, _, norm = gradient(loss_of, network, batch, settings, runtime)
@@ -134,7 +135,12 @@ def train(
                 mean = recent_loss / recent_steps
                 bits = mean / math.log(2) / token_bytes if token_bytes else None
                 rate = recent_tokens / recent_seconds
-                values = {"loss": mean, "lr_factor": factor, "grad_norm": norm, "tokens_per_second": rate}
+                values = {
+                    "loss": mean,
+                    "lr": factor * settings.optimiser.lr,
+                    "grad_norm": norm,
+                    "tokens_per_second": rate,
+                }
                 values |= {"bits_per_byte": bits} if bits is not None else {}
                 records.write(progress.step, values | {"seconds": progress.seconds, "tokens": progress.tokens})
                 left = (total - progress.step) * recent_seconds / recent_steps
@@ -165,20 +171,23 @@ def train(
                 with averaged(network, average):
                     text = sample(network)
                 records.write(progress.step, {"sample": text})
-                line.say(f"  {text!r}")
+                line.say(f"  it writes: {text!r}")
             if progress.step % settings.save_every == 0 or progress.step == total:
                 save()
             if signals.came:
                 save()
                 records.close()
                 raise Interrupted(f"stopped at step {progress.step} and saved; the same command goes on from there")
-            if settings.patience and progress.validations_without_gain >= settings.patience:
+            if _has_levelled_off(progress, settings):
                 save()
                 line.say(f"no gain in {settings.patience} validations: stopped early at step {progress.step}")
-                break
     records.close()
     _take_best(checkpoints, network, average, progress)
     return progress
+
+
+def _has_levelled_off(progress: Progress, settings: Train) -> bool:
+    return bool(settings.patience) and progress.validations_without_gain >= (settings.patience or 0)
 
 
 def total_steps(settings: Train, batches: Batches) -> int:
@@ -312,7 +321,7 @@ def _resume(
 ) -> Progress:
     saved, skipped = checkpoint.newest(checkpoints)
     for sentence in skipped:
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, markup=False)
     if saved is None:
         return Progress()
     _put(network, saved.tensors["model"])
@@ -322,7 +331,9 @@ def _resume(
         average.updates = saved.state["ema_updates"]
     torch.set_rng_state(saved.tensors["rng"]["torch"])
     console.print(f"resuming from step {saved.step}", highlight=False)
-    return Progress(**saved.state["progress"])
+    progress = Progress(**saved.state["progress"])
+    progress.seconds_before = progress.seconds
+    return progress
 
 
 def _take_best(checkpoints: Path, network: Network, average: Average | None, progress: Progress) -> None:
