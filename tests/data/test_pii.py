@@ -172,19 +172,6 @@ def test_findings_do_not_overlap_and_the_text_between_them_stays(text: str) -> N
     assert rest == text[at:]
 
 
-def test_hostile_text_takes_no_more_than_linear_time() -> None:
-    import time
-
-    def seconds(size: int) -> float:
-        hostile = "a" * size + "1" * size + "1." * size + "a@" * size + "+1-" * size + "ab:" * size + "DE89" * size
-        start = time.process_time()
-        find(hostile)
-        return time.process_time() - start
-
-    seconds(100)
-    assert seconds(40_000) < 40 * max(seconds(4_000), 0.005)
-
-
 def test_kinds_have_names_that_stand_in_their_placeholders() -> None:
     assert {kind.name for kind in pii.KINDS} == {
         *("SECRET", "EMAIL", "IBAN", "ID_NUMBER", "CREDIT_CARD", "IP_ADDRESS", "PHONE"),
