@@ -32,8 +32,7 @@ def gather(context: Context) -> ReportData:
     records = read_records(folder / "metrics.jsonl")
     evaluation = _json(folder / "evaluation.json")
     config = _json(context.model / "formary.json")
-    peak = recipe.train.optimiser.lr
-    training = [record | {"lr": peak * record["lr_factor"]} for record in records if "loss" in record]
+    training = [record for record in records if "loss" in record]
     settled = runtime(recipe.machine)
     metrics = [
         Metric(

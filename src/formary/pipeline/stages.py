@@ -166,7 +166,7 @@ def _train(context: Context) -> float:
     config = network.config.transformer
     context.console.print(
         f"  {recipe.model.start or recipe.model.preset}: {parameter_count(network):,} parameters, "
-        f"{config.layers} x {config.width}, {settled.threads} threads, {settled.precision} on {settled.device}"
+        f"{config.layers} x {config.width}, {settled.threads} {'thread' if settled.threads == 1 else 'threads'}, {settled.precision} on {settled.device}"
     )
     checkpoints = context.folder / "checkpoints"
     if checkpoints.is_dir():
