@@ -105,4 +105,4 @@ def _fill(loaded: Any, prompt: str, json: bool) -> None:
         if len(blanks) > 1:
             print(f"--- blank {number + 1}")
         for candidate in blank:
-            print(f"{candidate.probability:7.1%}  {candidate.text}")
+            print(f"{candidate.probability:7.1%}  {candidate.text if candidate.text.strip() else repr(candidate.text)}")

@@ -77,7 +77,7 @@ def run(
     wanted = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
     with _owned(folder) as log:
         speak = _Tee(console, log)
-        done = _read_json(folder / _DONE)
+        done = _read_done(folder)
         waiting = [stage for stage in wanted if not _is_done(stage, keys, done, folder)]
         if fingerprints != _read_json(folder / _FINGERPRINTS):
             durable.write_json(folder / _FINGERPRINTS, fingerprints)
@@ -201,6 +201,12 @@ def _owned(folder: Path) -> Iterator[TextIO]:
     finally:
         with suppress(OSError):
             log.close()
+
+
+def _read_done(folder: Path) -> dict[str, dict[str, Any]]:
+    """Finished stages by name; an entry that is not one of ours counts as not done."""
+    found = _read_json(folder / _DONE).items()
+    return {name: entry for name, entry in found if isinstance(entry, dict) and {"key", "seconds"} <= entry.keys()}
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:

@@ -269,22 +269,30 @@ def starting_network(context: Context, tokenizer: Tokenizer) -> Network:
     """The network to train: fresh from the recipe's preset, or the weights of `model.start`.
 
     Raises:
-        RecipeError: the weights have another vocabulary than the tokenizer, or a shorter context than asked for.
+        RecipeError: the weights belong to another kind of model, have another vocabulary than the tokenizer, or a
+            shorter context than asked for.
     """
     from formary.errors import RecipeError
-    from formary.hub import checkpoint
+    from formary.infer.loaded import load
     from formary.model.topologies import build
 
     recipe = context.recipe
+    _, task = made_task(context)
+    wanted = task.model_config()
     if recipe.model.start is None:
-        _, task = made_task(context)
-        return build(task.model_config(), seed=recipe.train.seed)
+        return build(wanted, seed=recipe.train.seed)
     local = context.base / recipe.model.start
-    network = checkpoint.load(local if local.exists() else recipe.model.start).network
-    if network.config.vocab_size < tokenizer.vocab_size:
+    start = load(local if local.exists() else recipe.model.start)
+    network = start.network
+    if network.config.topology != wanted.topology:
         raise RecipeError(
-            f"model.start: {recipe.model.start} knows {network.config.vocab_size} tokens, the tokenizer has "
-            f"{tokenizer.vocab_size}; set data.tokenizer.path to {recipe.model.start}"
+            f"model.start: {recipe.model.start} is an {network.config.topology} and task {recipe.task} trains an "
+            f"{wanted.topology}".replace("an decoder", "a decoder")
+        )
+    if not tokenizer.vocab.items() <= start.tokenizer.vocab.items():
+        raise RecipeError(
+            f"model.start: {recipe.model.start} has another vocabulary than the run's tokenizer, its weights would "
+            f"mean nothing; set data.tokenizer.path to {recipe.model.start}"
         )
     if network.config.context < recipe.train.context:
         raise RecipeError(
