@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from formary.errors import FormaryError
+
 if TYPE_CHECKING:
     from formary.pipeline.run import RunResult
 
@@ -55,13 +57,22 @@ def evaluate(
     set_: Overrides = None,
     folder: Folder = None,
     json: AsJson = False,
-    documents: Annotated[str, typer.Option(help="How plain text becomes documents: file, line, paragraph.")] = "file",
+    documents: Annotated[
+        str | None, typer.Option(help="How plain text becomes documents: file (if left out), line, paragraph.")
+    ] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens scored per window; half the context if left out.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Measure on at most this many tokens.")] = None,
 ) -> None:
     """Measure a recipe's model on its test split, or any causal model on texts of yours."""
     from formary.pipeline.stages import findings
 
+    given = {"--documents": documents, "--stride": stride, "--max-tokens": max_tokens}
+    of_recipes = {"--set": set_, "--folder": folder}
+    for option, value in (of_recipes if data else given).items():
+        if value is not None:
+            raise FormaryError(
+                f"{option} belongs to {'a recipe; here a model is measured on texts' if data else 'a model and texts; for a recipe use --set evaluate.stride=... and the like'}"
+            )
     if not data:
         done = _execute(target, set_, folder, json, until="evaluate")
         if not (json or done.did):
@@ -70,7 +81,7 @@ def evaluate(
         return
     from formary.pipeline.measure import measure
 
-    result = measure(target, data, documents=documents, stride=stride, max_tokens=max_tokens)
+    result = measure(target, data, documents=documents or "file", stride=stride, max_tokens=max_tokens)
     if json:
         print(json_format.dumps(result, ensure_ascii=False))
     else:

@@ -117,12 +117,13 @@ def causal_metrics(
     lengths = np.maximum(np.diff(shards.document_starts), 1)
     per_byte = np.repeat(shards.document_bytes / lengths, np.diff(starts))
     tables = [
-        ("bits_per_byte", {name: values / math.log(2) for name, values in by_model.items()}, per_byte, None),
+        ("bits_per_byte", {name: values / 0.7 for name, values in by_model.items()}, per_byte, None),
         ("loss", by_model, per_token, None),
         ("perplexity", by_model, per_token, np.exp),
     ]
     return [
-        _metric(name, where, values, counts, starts, settings, transform) for name, values, counts, transform in tables
+        _metric(name, where, {m: units(values, counts, starts) for m, values in of_model.items()}, settings, transform)
+        for name, of_model, counts, transform in tables
     ]
 
 
@@ -162,15 +163,19 @@ def _predictions(
         for name, values in rows.items():
             sums[name].append(values.astype(np.float64).sum(axis=1))
     columns = {name: np.concatenate(parts) for name, parts in sums.items()}
-    starts = np.arange(len(columns["count"]) + 1)
+    count = columns["count"]
     where = f"{split}, {task.name.replace('_', ' ')}, context {network.config.context}"
     with_baseline = settings.baselines
-    loss = {"model": columns["loss"]} | ({"unigram": columns["unigram"]} if with_baseline else {})
-    hits = {"model": columns["hit"]} | ({"commonest token": columns["common"]} if with_baseline else {})
+    loss = {"model": "loss"} | ({"unigram": "unigram"} if with_baseline else {})
+    hits = {"model": "hit"} | ({"commonest token": "common"} if with_baseline else {})
+
+    def cut(names: dict[str, str]) -> dict[str, Units]:
+        return {model: Units(columns[name], count, f"{len(count):,} sequences") for model, name in names.items()}
+
     return [
-        _metric("accuracy", where, hits, columns["count"], starts, settings, None),
-        _metric("loss", where, loss, columns["count"], starts, settings, None),
-        _metric("perplexity", where, loss, columns["count"], starts, settings, np.exp),
+        _metric("accuracy", where, cut(hits), settings, None),
+        _metric("loss", where, cut(loss), settings, None),
+        _metric("perplexity", where, cut(loss), settings, np.exp),
     ]
 
 
@@ -192,14 +197,11 @@ def _guess(network: Encoder | EncoderDecoder, batch: Batch) -> tuple[NDArray[Any
 def _metric(
     name: str,
     where: str,
-    by_model: dict[str, Floats],
-    counts: Floats,
-    starts: NDArray[Any],
+    cut: dict[str, Units],
     settings: Evaluate,
     transform: Callable[[Any], Any] | None,
 ) -> dict[str, Any]:
     """One figure of the model and the baselines with intervals and paired verdicts, and a sentence about it."""
-    cut = {model: units(values, counts, starts) for model, values in by_model.items()}
     intervals = {model: _interval(unit, settings, transform) for model, unit in cut.items()}
     model = cut["model"]
     verdicts = {
