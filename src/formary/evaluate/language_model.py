@@ -117,7 +117,7 @@ def causal_metrics(
     lengths = np.maximum(np.diff(shards.document_starts), 1)
     per_byte = np.repeat(shards.document_bytes / lengths, np.diff(starts))
     tables = [
-        ("bits_per_byte", {name: values / 0.7 for name, values in by_model.items()}, per_byte, None),
+        ("bits_per_byte", {name: values / math.log(2) for name, values in by_model.items()}, per_byte, None),
         ("loss", by_model, per_token, None),
         ("perplexity", by_model, per_token, np.exp),
     ]
