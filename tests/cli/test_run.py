@@ -28,11 +28,19 @@ def test_a_run_ends_with_the_report_the_model_and_three_commands(place, command)
 
 
 def test_the_commands_it_suggests_work_as_printed(ran, command):
-    changed = ("--set", 'generate.prompts=["it\'s a \\"cat\\" $HOME"]', "--set", "train.context=64")
+    changed = (
+        "--set",
+        "train.steps=6",
+        "--set",
+        'generate.prompts=["it\'s a \\"cat\\" $HOME"]',
+        "--set",
+        "train.context=64",
+    )
     result = command("run", ran.recipe, "--folder", ran.run_folder, *changed)
     assert result.exit_code == 0, result.output
     generate, longer, board = (shlex.split(line) for line in result.stdout.splitlines()[-3:])
     assert generate[2:4] == [str(ran.model), 'it\'s a "cat" $HOME']
+    assert longer[-2:] == ["--set", "train.steps=12"] and "train.steps=6" not in longer
     for words in (generate, longer, board):
         assert os.access(words[0], os.X_OK) or Path(words[0]).name == words[0]
     written = command(*generate[1:])

@@ -84,13 +84,19 @@ def next_commands(context: Context) -> list[str]:
     generate = ["generate", str(context.model), prompt]
     generate += ["--temperature", "0.7"] if recipe.task == "causal_lm" else []
     if recipe.train.epochs:
-        more = f"train.epochs={2 * recipe.train.epochs:g}"
+        field, more = "train.epochs=", 2 * recipe.train.epochs
     else:
-        more = f"train.steps={2 * (recipe.train.steps or 1000)}"
+        field, more = "train.steps=", 2 * (recipe.train.steps or 1000)
+    run = ["run"]
+    for word in context.called:
+        if run[-1] == "--set" and word.startswith(field):
+            run.pop()  # it gets another value
+        else:
+            run.append(word)
     formary = program("formary")
     return [
         f"{formary} {shlex.join(generate)}",
-        f"{formary} run {context.called} --set {more}",
+        f"{formary} {shlex.join([*run, '--set', f'{field}{more:g}'])}",
         f"{program('tensorboard')} --logdir {shlex.quote(str(context.folder / 'tensorboard'))}",
     ]
 

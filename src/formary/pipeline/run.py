@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -88,7 +87,7 @@ def run(
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
         for stage in waiting:
             times = {name: entry["seconds"] for name, entry in done.items()}
-            _execute(stage, Context(recipe, shlex.join(called), base, folder, speak, keys, times), done)
+            _execute(stage, Context(recipe, tuple(called), base, folder, speak, keys, times), done)
     return RunResult(
         folder=folder,
         model=folder / "model",

@@ -30,7 +30,7 @@ class Context:
     """What a stage is given: the recipe, where its paths count from, the run folder, and where to speak."""
 
     recipe: Recipe
-    called: str  # the recipe and options as the user gave them, for the commands we suggest
+    called: tuple[str, ...]  # the recipe and options as the user gave them, for the commands we suggest
     base: Path
     folder: Path
     console: Console

@@ -158,7 +158,7 @@ def train(
                         values["validation_bits_per_byte"] = measured / math.log(2) / bytes_per_token(validation)
                         said += f", {values['validation_bits_per_byte']:.3f} bits per byte"
                     records.write(progress.step, values | {"seconds": progress.seconds})
-                    line.say(f"{said}, {duration(progress.seconds)}")
+                    line.say(f"{said}, after {duration(progress.seconds)}")
                     if measured < progress.best_loss:
                         progress.best_loss, progress.best_step = measured, progress.step
                         progress.validations_without_gain = 0
