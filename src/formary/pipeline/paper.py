@@ -16,8 +16,8 @@ import torch
 
 from formary.data import tokenizer as tokenizers
 from formary.evaluate.interval import Interval
+from formary.pipeline.context import Context, open_tokens
 from formary.pipeline.report import Energy, Metric, ReportData, Sample
-from formary.pipeline.stages import Context, open_tokens
 from formary.recipe import to_yaml
 from formary.train.machine import cpu_name, physical_cores, runtime
 from formary.train.records import read_records

@@ -20,7 +20,8 @@ from rich.console import Console
 
 from formary import durable
 from formary.errors import FormaryError
-from formary.pipeline.stages import STAGES, Context, Stage
+from formary.pipeline.context import Context
+from formary.pipeline.stages import STAGES, Stage
 from formary.recipe import Recipe, read, to_yaml
 from formary.recipe.bundled import find
 

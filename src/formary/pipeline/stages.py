@@ -9,53 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from formary import durable
+from formary.pipeline.context import SPLITS, Context, open_tokens
 from formary.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from formary.data.shards import TokenShards
     from formary.data.tokenizer import Tokenizer
     from formary.model.topologies import Network
-
-SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a stage is given: the recipe, where its paths count from, the run folder, and where to speak."""
-
-    recipe: Recipe
-    called: tuple[str, ...]  # the recipe and options as the user gave them, for the commands we suggest
-    base: Path
-    folder: Path
-    console: Console
-    keys: dict[str, str]  # stage -> hash of everything its result depends on
-    times: dict[str, float]  # stage -> seconds it took
-
-    @property
-    def documents(self) -> Path:
-        return self.folder / "data" / "documents"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.folder / "data" / "tokenizer"
-
-    def tokens(self, split: str) -> Path:
-        return self.folder / "data" / "tokens" / split
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    def rows(self, split: str) -> int:
-        """Documents in a split, as the data story counted them."""
-        story = json.loads((self.documents / "story.json").read_text(encoding="utf-8"))
-        return int(story["splits"][split]["rows"])
 
 
 @dataclass(frozen=True)
@@ -247,13 +209,6 @@ def findings(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     if not metrics:
         return []
     return [f"measured on: {metrics[0]['protocol']}", *(str(metric["says"]) for metric in metrics)]
-
-
-def open_tokens(context: Context, split: str) -> TokenShards:
-    """The token shards of a split."""
-    from formary.data.shards import TokenShards
-
-    return TokenShards.open(context.tokens(split))
 
 
 def made_task(context: Context) -> tuple[Tokenizer, Any]:

@@ -1,0 +1,57 @@
+"""What every stage of a run is given: the recipe, the run folder and where its things lie in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from formary.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from formary.data.shards import TokenShards
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given: the recipe, where its paths count from, the run folder, and where to speak."""
+
+    recipe: Recipe
+    called: tuple[str, ...]  # the recipe and options as the user gave them, for the commands we suggest
+    base: Path
+    folder: Path
+    console: Console
+    keys: dict[str, str]  # stage -> hash of everything its result depends on
+    times: dict[str, float]  # stage -> seconds it took
+
+    @property
+    def documents(self) -> Path:
+        return self.folder / "data" / "documents"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "data" / "tokenizer"
+
+    def tokens(self, split: str) -> Path:
+        return self.folder / "data" / "tokens" / split
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    def rows(self, split: str) -> int:
+        """Documents in a split, as the data story counted them."""
+        story = json.loads((self.documents / "story.json").read_text(encoding="utf-8"))
+        return int(story["splits"][split]["rows"])
+
+
+def open_tokens(context: Context, split: str) -> TokenShards:
+    """The token shards of a split."""
+    from formary.data.shards import TokenShards
+
+    return TokenShards.open(context.tokens(split))
