@@ -15,12 +15,12 @@ from formary.data.batches import Windows, stream_windows
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.model.config import ModelConfig
-from formary.model.presets import preset
 from formary.model.topologies import Decoder, Network
 from formary.model.transformer import document_mask
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import cross_entropy
 from formary.tasks.protocol import Batch
+from formary.tasks.scratch import scratch_config
 
 
 class CausalLM:
@@ -34,15 +34,7 @@ class CausalLM:
         self.tokenizer = tokenizer
 
     def model_config(self) -> ModelConfig:
-        model, train = self.recipe.model, self.recipe.train
-        config = preset(
-            model.preset,
-            vocab_size=self.tokenizer.vocab_size,
-            context=train.context,
-            size=model.size,
-            switches=model.switches,
-            topology="decoder",
-        )
+        config = scratch_config(self.recipe, self.tokenizer, "decoder")
         eos = self.tokenizer.eos_id
         return dataclasses.replace(config, bos_id=self.tokenizer.bos_id, eos_id=eos, pad_id=self.tokenizer.pad_id)
 

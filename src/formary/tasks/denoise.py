@@ -18,11 +18,11 @@ from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RecipeError
 from formary.model.config import ModelConfig
-from formary.model.presets import preset
 from formary.model.topologies import EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
 from formary.tasks.protocol import Batch
+from formary.tasks.scratch import scratch_config
 
 
 class Denoise:
@@ -46,15 +46,7 @@ class Denoise:
             )
 
     def model_config(self) -> ModelConfig:
-        model, train = self.recipe.model, self.recipe.train
-        config = preset(
-            model.preset,
-            vocab_size=self.tokenizer.vocab_size,
-            context=train.context,
-            size=model.size,
-            switches=model.switches,
-            topology="encoder_decoder",
-        )
+        config = scratch_config(self.recipe, self.tokenizer, "encoder_decoder")
         pad, eos = self.tokenizer.pad_id, self.tokenizer.eos_id
         return dataclasses.replace(config, pad_id=pad, eos_id=eos, decoder_start_id=pad)
 

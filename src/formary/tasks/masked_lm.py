@@ -20,11 +20,11 @@ from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RecipeError
 from formary.model.config import ModelConfig
-from formary.model.presets import preset
 from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
 from formary.tasks.protocol import Batch
+from formary.tasks.scratch import scratch_config
 
 
 class MaskedLM:
@@ -47,16 +47,8 @@ class MaskedLM:
             )
 
     def model_config(self) -> ModelConfig:
-        model, train = self.recipe.model, self.recipe.train
-        config = preset(
-            model.preset,
-            vocab_size=self.tokenizer.vocab_size,
-            context=train.context,
-            size=model.size,
-            switches=model.switches,
-            topology="encoder",
-        )
-        pairs = train.objective.next_sentence
+        config = scratch_config(self.recipe, self.tokenizer, "encoder")
+        pairs = self.recipe.train.objective.next_sentence
         return dataclasses.replace(config, pad_id=self.pad_id, pooler=pairs, next_sentence=pairs)
 
     def training_batches(self, shards: TokenShards) -> _MaskedBatches:
