@@ -505,3 +505,12 @@ def test_the_model_beats_chance(finished):
 def test_every_stage_names_what_it_leaves(finished):
     for stage in stages.STAGES:
         assert stage.leaves and all((finished.run_folder / name).exists() for name in stage.leaves)
+
+
+@pytest.mark.parametrize("model", ["{preset: gpt-mni}", "{switches: {layrs: 2}}", "{switches: {heads: 5}}"])
+def test_a_wrong_model_is_refused_before_the_data_work(tmp_path, model):
+    (tmp_path / "text.txt").write_text("some text\n" * 50)
+    (tmp_path / "r.yaml").write_text(f"{{name: r, data: {{sources: [text.txt]}}, model: {model}}}")
+    with pytest.raises(FormaryError):
+        formary.run(tmp_path / "r.yaml", folder=tmp_path / "out", console=Console(quiet=True))
+    assert not (tmp_path / "out" / "data" / "documents").exists()

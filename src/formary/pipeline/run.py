@@ -20,6 +20,7 @@ from rich.console import Console
 
 from formary import durable
 from formary.errors import FormaryError
+from formary.model.presets import preset
 from formary.pipeline.context import Context
 from formary.pipeline.stages import STAGES, Stage
 from formary.recipe import Recipe, read, to_yaml
@@ -84,6 +85,7 @@ def run(
         if not waiting:
             speak.print(f"nothing to do: {folder} is up to date ({time.perf_counter() - began:.1f} s)")
         else:
+            _check_model(recipe)
             _say_plan(speak, recipe, folder, wanted, waiting)
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
         for stage in waiting:
@@ -132,6 +134,13 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
 def _is_done(stage: Stage, keys: dict[str, str], done: dict[str, Any], folder: Path) -> bool:
     same = done.get(stage.name, {}).get("key") == keys[stage.name]
     return same and all((folder / name).exists() for name in stage.leaves)
+
+
+def _check_model(recipe: Recipe) -> None:
+    """Refuse a wrong preset or switch before the data work; the vocabulary is not known yet and does not matter here."""
+    if recipe.model.start is None:
+        model = recipe.model
+        preset(model.preset, vocab_size=1, context=recipe.train.context, size=model.size, switches=model.switches)
 
 
 def _execute(stage: Stage, context: Context, done: dict[str, dict[str, Any]]) -> None:
