@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from formary.data.batches import scored_windows
 from formary.data.shards import TokenShards
@@ -148,9 +149,10 @@ def _predictions(
     for batch in task.validation_batches(shards, max_tokens=settings.max_tokens):
         moved = {name: tensor.to(runtime.device) for name, tensor in batch.items()}
         with runtime.autocast():
-            losses, guesses = _guess(network, moved)
+            losses, guesses = _guess(network, moved, torch.from_numpy(marks).to(runtime.device))
         targets = batch["targets"].numpy()
-        # Sentinels and end marks are known beforehand: predicting them proves nothing.
+        # Sentinels and end marks are known beforehand: predicting them proves nothing. What is scored is an ordinary
+        # token given that it is one, for the model as for the baselines, which never guess a mark.
         scored = (targets != IGNORED) & ~np.isin(targets, marks)
         ids = np.where(scored, targets, 0)
         rows = {
@@ -164,7 +166,7 @@ def _predictions(
             sums[name].append(values.astype(np.float64).sum(axis=1))
     columns = {name: np.concatenate(parts) for name, parts in sums.items()}
     count = columns["count"]
-    where = f"{split}, {task.name.replace('_', ' ')}, context {network.config.context}"
+    where = f"{split}, {task.name.replace('_', ' ')}, ordinary tokens, context {network.config.context}"
     with_baseline = settings.baselines
     loss = {"model": "loss"} | ({"unigram": "unigram"} if with_baseline else {})
     hits = {"model": "hit"} | ({"commonest token": "common"} if with_baseline else {})
@@ -179,15 +181,15 @@ def _predictions(
     ]
 
 
-def _guess(network: Encoder | EncoderDecoder, batch: Batch) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Losses and best guesses at every target, (batch, seq) each; 0 where nothing is predicted."""
+def _guess(network: Encoder | EncoderDecoder, batch: Batch, marks: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Losses and best guesses among all tokens but `marks` at every target, (batch, seq) each; 0 elsewhere."""
     if isinstance(network, Encoder):
         hidden = network(batch["tokens"], mask=batch["mask"], types=batch["types"])
     else:
         hidden = network(batch["tokens"], batch["decoder_tokens"], source_mask=batch["mask"])
     assert network.head is not None
     scored = batch["targets"] != IGNORED
-    logits = network.head(hidden[scored]).float()
+    logits = network.head(hidden[scored]).float().index_fill(-1, marks, -math.inf)
     losses, guesses = torch.zeros(scored.shape), torch.zeros(scored.shape, dtype=torch.long)
     losses[scored.cpu()] = F.cross_entropy(logits, batch["targets"][scored], reduction="none").cpu()
     guesses[scored.cpu()] = logits.argmax(dim=-1).cpu()
