@@ -159,6 +159,22 @@ class Objective(Section):
     mean_span: float = Field(3.0, ge=1, description="denoise: mean length of a removed span (T5)")
 
 
+class Tune(Section):
+    """Which weights of a loaded model train, and how fast."""
+
+    method: Literal["full", "head", "last", "lora"] = Field(
+        "full", description="all weights, the new head only, the last blocks, or low-rank updates (LoRA)"
+    )
+    layers: int = Field(2, ge=1, description="last: how many blocks train")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="each block below learns at this share of the rate of the one above"
+    )
+    rank: int = Field(8, ge=1, description="lora: rank of the updates")
+    alpha: float = Field(16.0, gt=0, description="lora: updates are scaled by alpha / rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="lora: dropout before the updates")
+    targets: Literal["attention", "all"] = Field("all", description="lora: which matrices; all: the ffn's too")
+
+
 class Train(Section):
     """The training loop."""
 
@@ -172,6 +188,7 @@ class Train(Section):
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
+    tune: Tune = Tune()
     clip: float | None = Field(1.0, gt=0, description="gradient norm is clipped to this")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float | None = Field(
