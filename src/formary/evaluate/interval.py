@@ -1,13 +1,13 @@
-"""95 % intervals for metrics that are ratios of sums, and the verdict when two models meet on the same text.
+"""95 % intervals for metrics, and the verdict when two models meet on the same text or the same rows.
 
-The one idea: resample whole documents (or blocks of a long one), sum, divide; the spread of the results is the doubt.
-It does not compute losses and does not know which model made them.
+The one idea: resample whole documents (or blocks of a long one, or rows), measure again; the spread is the doubt.
+It does not compute losses or metrics and does not know which model made them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -16,14 +16,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from formary.recipe.schema import Evaluate
+
 Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "cannot tell"]
+Statistic = Callable[[Array], Array]  # multiplicities of rows (resamples, rows) -> the metric of each (resamples,)
 
 _TAIL = 0.025  # on each side of a 95 % interval
 _AT_ONCE = 2_000_000  # resampled units held in memory at a time
 _FEW = 30  # fewer documents than this say too little about documents: blocks are resampled instead
 _BLOCKS = 100  # a few documents are cut into about this many blocks ...
 _SHORTEST_BLOCK = 64  # ... of at least this many tokens: neighbouring tokens share a sentence, hence their luck
+_FEWEST = 6  # rows below which no verdict is possible: even if all favour one model, the sign test has p > 0.05
+_ROUNDING = 1e-12  # differences smaller than this are float noise, not skill
+_SEED = 0  # of a metric's bootstrap: the same figures at every reading of the same answers
+_VERDICTS = {"better": "better than", "worse": "worse than", "cannot tell": "no clear difference from"}
 _NORMAL = NormalDist()
 
 
@@ -137,6 +144,87 @@ def paired_difference(
     return Difference(interval, "cannot tell")
 
 
+def bootstrap_rows(count: int, statistic: Statistic, *, resamples: int = 1000, seed: int) -> Interval:
+    """Any metric of `count` rows with its percentile 95 % bootstrap interval over rows.
+
+    A metric that is no ratio of sums, such as macro F1 or ROC-AUC, is measured anew on every resample. Where it is not
+    defined (NaN: a class was not drawn) that resample is left out; bounds are infinite when this is so in most of them.
+
+    Args:
+        statistic: the metric under multiplicities of the rows, float64 (resamples, count) -> (resamples,); all ones
+            is the metric as measured. It is called several times, with few resamples at a time where rows are many.
+        seed: the same seed draws the same rows, for every statistic.
+    """
+    values, drawn = _draw(count, [statistic], resamples, seed)
+    return _percentile(float(values[0]), drawn[0], count)
+
+
+def paired_rows(
+    count: int,
+    model: Statistic,
+    baseline: Statistic,
+    *,
+    resamples: int = 1000,
+    seed: int,
+    lower_is_better: bool = False,
+) -> Difference:
+    """The metric of `model` minus that of `baseline` on the same resampled rows, and the verdict on the model.
+
+    "better" or "worse" is said when the whole 95 % interval lies on one side of 0 and there are 6 rows or more.
+    """
+    values, drawn = _draw(count, [model, baseline], resamples, seed)
+    return _difference(values, drawn, count, lower_is_better)
+
+
+def metric_entry(
+    name: str,
+    protocol: str,
+    statistics: Mapping[str, Statistic],
+    count: int,
+    *,
+    settings: Evaluate,
+    lower_is_better: bool = False,
+) -> dict[str, Any]:
+    """One metric of the model and its baselines with intervals over rows, paired verdicts and a sentence about it.
+
+    Args:
+        name: such as "macro_f1".
+        protocol: on what and how it was measured.
+        statistics: "model" and any baselines, as in `bootstrap_rows`.
+
+    Returns:
+        {"metric", "protocol", "model", "baselines", "verdicts", "says"}, JSON-able, as `language_model.evaluate` has.
+    """
+    others = [other for other in statistics if other != "model"]
+    values, drawn = _draw(count, [statistics[key] for key in ("model", *others)], settings.bootstrap, _SEED)
+    measured, *beside = [_percentile(float(value), row, count) for value, row in zip(values, drawn, strict=True)]
+    baselines = dict(zip(others, beside, strict=True))
+    verdicts: dict[str, Verdict] = {
+        other: _difference(values[[0, place]], drawn[[0, place]], count, lower_is_better).verdict
+        for place, other in enumerate(others, 1)
+    }
+    return {
+        "metric": name,
+        "protocol": protocol,
+        "model": measured.to_json(),
+        "baselines": {other: value.to_json() for other, value in baselines.items()},
+        "verdicts": verdicts,
+        "says": sentence(name, measured, baselines, verdicts),
+    }
+
+
+def sentence(name: str, model: Interval, baselines: Mapping[str, Interval], verdicts: Mapping[str, Verdict]) -> str:
+    """A metric in words: accuracy 0.912 (0.890 to 0.931); better than majority class 0.500."""
+    beside = [f"{_VERDICTS[verdicts[other]]} {other} {number(value.value)}" for other, value in baselines.items()]
+    bounds = f" ({number(model.low)} to {number(model.high)})" if model.known else ""
+    return "; ".join([f"{name.replace('_', ' ')} {number(model.value)}{bounds}", *beside])
+
+
+def number(value: float) -> str:
+    """A metric with as many digits as are worth reading."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
 def blocks(values: ArrayLike, *, length: int) -> Array:
     """Sums over consecutive blocks of `length` entries of one document: (tokens,) -> (blocks,).
 
@@ -243,3 +331,36 @@ def _resample(columns: Array, resamples: int, seed: int) -> Array:
 def _inside(share: float, resamples: int) -> float:
     """A share kept off 0 and 1, where the normal quantile is infinite."""
     return float(np.clip(share, 0.5 / resamples, 1 - 0.5 / resamples))
+
+
+def _draw(count: int, statistics: Sequence[Statistic], resamples: int, seed: int) -> tuple[Array, Array]:
+    """Every statistic as measured (statistics,) and on the same resamples of the rows (statistics, resamples)."""
+    if count < 1:
+        raise ValueError("there are no rows to resample")
+    random = np.random.default_rng(seed)
+    at_once = max(1, _AT_ONCE // count)
+    drawn = []
+    for start in range(0, resamples, at_once):
+        some = min(at_once, resamples - start)
+        rows = random.integers(0, count, size=(some, count)) + np.arange(some)[:, None] * count
+        weights = np.bincount(rows.ravel(), minlength=some * count).reshape(some, count).astype(np.float64)
+        drawn.append(np.stack([statistic(weights) for statistic in statistics]))
+    values = np.array([float(statistic(np.ones((1, count)))[0]) for statistic in statistics])
+    return values, np.concatenate(drawn, axis=1).astype(np.float64)
+
+
+def _percentile(value: float, drawn: Array, count: int) -> Interval:
+    """The middle 95 % of what was drawn, widened to the value where that lies outside (a biased statistic)."""
+    defined = drawn[np.isfinite(drawn)]
+    if count == 1 or not math.isfinite(value) or 2 * len(defined) < len(drawn):
+        return Interval(value, -math.inf, math.inf)
+    low, high = np.quantile(defined, [_TAIL, 1 - _TAIL])
+    return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def _difference(values: Array, drawn: Array, count: int, lower_is_better: bool) -> Difference:
+    """Model (first) minus baseline (second), and the verdict."""
+    interval = _percentile(float(values[0] - values[1]), drawn[0] - drawn[1], count)
+    if count < _FEWEST or not (interval.low > _ROUNDING or interval.high < -_ROUNDING):
+        return Difference(interval, "cannot tell")
+    return Difference(interval, "better" if (interval.high < 0) == lower_is_better else "worse")
