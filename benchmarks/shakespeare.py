@@ -30,7 +30,7 @@ from formary.data.shards import TokenShards
 from formary.model.topologies import build, parameter_count
 from formary.pipeline.run import run as execute
 from formary.recipe import Recipe, read
-from formary.tasks.registry import task_class
+from formary.tasks.registry import pretraining_task
 from formary.train.loop import train
 from formary.train.machine import runtime
 from formary.train.records import read_records
@@ -155,14 +155,15 @@ def formary(seed: int, recipe: Recipe, prepared: Path) -> Result:
     """The recipe `shakespeare`, shortened to what the target needs."""
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
     tokenizer = tokenizers.load(prepared / "data" / "tokenizer")
-    task = task_class(recipe.task)(recipe, tokenizer)
+    task = pretraining_task(recipe.task)(recipe, tokenizer)
     network = build(task.model_config(), seed=seed)
+    validation = TokenShards.open(prepared / "data/tokens/validation")
     with tempfile.TemporaryDirectory() as folder:
         progress = train(
-            task,
+            task.loss,
             network,
-            training=TokenShards.open(prepared / "data/tokens/train"),
-            validation=TokenShards.open(prepared / "data/tokens/validation"),
+            batches=task.training_batches(TokenShards.open(prepared / "data/tokens/train")),
+            validation=lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens),
             settings=recipe.train,
             runtime=runtime(recipe.machine),
             run=Path(folder),

@@ -14,7 +14,7 @@ from formary.errors import RecipeError
 from formary.recipe.reading import parse
 from formary.tasks.cross_entropy import IGNORED
 from formary.tasks.denoise import corrupt, noise_mask
-from formary.tasks.registry import task_class
+from formary.tasks.registry import labelled_task, pretraining_task
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
 
@@ -30,7 +30,7 @@ def made(tmp_path, task, preset, *, kind="characters", context=48, words="tokeni
     rows.write_text("".join(json.dumps({"text": TEXT * 4}) + "\n" for _ in range(5)))
     tokenizer = train_tokenizer([TEXT], recipe.data.tokenizer, task=task)
     write_tokens(rows, tmp_path / "tokens", tokenizer, words=words, end_of_document=task == "causal_lm")
-    return task_class(task)(recipe, tokenizer), tokenizer, TokenShards.open(tmp_path / "tokens")
+    return pretraining_task(task)(recipe, tokenizer), tokenizer, TokenShards.open(tmp_path / "tokens")
 
 
 def test_causal_targets_are_the_next_tokens(tmp_path):
@@ -150,4 +150,4 @@ def test_whole_words_need_word_marks(tmp_path):
 
 def test_an_unknown_task_suggests_the_nearest():
     with pytest.raises(RecipeError, match="did you mean 'causal_lm'"):
-        task_class("casual_lm")
+        labelled_task("casual_lm")

@@ -15,7 +15,7 @@ from formary.errors import FormaryError, RecipeError
 from formary.model.topologies import build
 from formary.recipe import schema
 from formary.recipe.reading import parse
-from formary.tasks.registry import task_class
+from formary.tasks.registry import pretraining_task
 from formary.train.loop import Interrupted, gradient, total_steps, train
 from formary.train.machine import Runtime
 
@@ -82,17 +82,17 @@ def setting(place, task="causal_lm", **overrides):
                 place / f"{split}.jsonl", folder, tokenizer, words="tokenizer", end_of_document=task == "causal_lm"
             )
         shards.append(TokenShards.open(folder))
-    made = task_class(task)(recipe, tokenizer)
+    made = pretraining_task(task)(recipe, tokenizer)
     return recipe, made, build(made.model_config(), seed=0), shards
 
 
 def run(place, folder, task="causal_lm", **overrides):
     recipe, made, network, (training, validation) = setting(place, task, **overrides)
     progress = train(
-        made,
+        made.loss,
         network,
-        training=training,
-        validation=validation,
+        batches=made.training_batches(training),
+        validation=lambda: made.validation_batches(validation, max_tokens=recipe.train.validation_tokens),
         settings=recipe.train,
         runtime=CPU,
         run=folder,
@@ -128,19 +128,18 @@ def test_an_interrupted_run_ends_with_the_same_bytes(place, tmp_path, extra):
     whole, _ = run(place, tmp_path / "whole", **extra)
 
     recipe, made, network, (training, validation) = setting(place, **extra)
-    original, calls = made.loss, []
+    calls = []
 
     def loss(network, batch):
         if network.training:
             calls.append(1)
             if len(calls) == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return original(network, batch)
+        return made.loss(network, batch)
 
-    made.loss = loss
     arguments = {
-        "training": training,
-        "validation": validation,
+        "batches": made.training_batches(training),
+        "validation": lambda: made.validation_batches(validation, max_tokens=None),
         "settings": recipe.train,
         "runtime": CPU,
         "run": tmp_path / "cut",
@@ -148,10 +147,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(place, tmp_path, extra):
         "console": Console(quiet=True),
     }
     with pytest.raises(Interrupted, match="stopped at step 8 and saved"):
-        train(made, network, **arguments)
-    made.loss = original
+        train(loss, network, **arguments)
     resumed = build(made.model_config(), seed=99)
-    progress = train(made, resumed, **arguments)
+    progress = train(made.loss, resumed, **arguments)
 
     assert progress.step == 12
     for name, weight in whole.state_dict().items():
@@ -193,14 +191,12 @@ def test_training_stops_early_and_keeps_the_best(place, tmp_path):
 
 def test_steps_that_are_not_finite_are_skipped_and_too_many_end_the_run(place, tmp_path):
     recipe, made, network, (training, _) = setting(place, steps=50)
-    original = made.loss
-    made.loss = lambda network, batch: (original(network, batch)[0] * float("nan"), torch.tensor(1))
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     with pytest.raises(FormaryError, match="steps in a row were not finite"):
         train(
-            made,
+            lambda network, batch: (made.loss(network, batch)[0] * float("nan"), torch.tensor(1)),
             network,
-            training=training,
+            batches=made.training_batches(training),
             validation=None,
             settings=recipe.train,
             runtime=CPU,

@@ -43,6 +43,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
     "A model": {
         "generate": Command("formary.cli.generate", "generate", "Let a model write, streamed to the terminal"),
+        "predict": Command("formary.cli.predict", "predict", "Let a model answer: labels, tags, spans, translations"),
+        "compare": Command(
+            "formary.cli.predict", "compare", "Say which of two models is better on data, or cannot tell"
+        ),
     },
 }
 

@@ -36,7 +36,7 @@ def run(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJ
 
 def prepare(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
     """Read, clean and split the data, train the tokenizer, write token shards."""
-    _execute(recipe, set_, folder, json, until="tokens")
+    _execute(recipe, set_, folder, json, until="prepare")
 
 
 def train(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
@@ -63,7 +63,7 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(help="Tokens scored per window; half the context if left out.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Measure on at most this many tokens.")] = None,
 ) -> None:
-    """Measure a recipe's model on its test split, or any causal model on texts of yours."""
+    """Measure a recipe's model on its test split, or any model on data of yours: texts, or rows with answers."""
     from formary.pipeline.stages import findings
 
     given = {"--documents": documents, "--stride": stride, "--max-tokens": max_tokens}

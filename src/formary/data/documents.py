@@ -24,6 +24,7 @@ from formary import durable
 from formary.data.augment import Augmenter
 from formary.data.clean import Cleaner, batches
 from formary.data.duplicates import NearDuplicates, exact_key
+from formary.data.records import RowForm
 from formary.data.source import Row, Source
 from formary.data.split import PARTS, Part, assign, by_order
 from formary.errors import DataError, RecipeError, StorageError
@@ -33,15 +34,35 @@ Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes to read)."""
 
 _EXAMPLES = 3
+# Cleaning that would change a composed text.
+_UNCHANGED: dict[str, Any] = {
+    "repair": False,
+    "unicode": "none",
+    "control_characters": False,
+    "stop_words": None,
+    "stem": None,
+    "segment": "none",
+}
 
 
-def write_documents(data: schema.Data, folder: Path, *, base: Path, progress: Progress | None = None) -> dict[str, Any]:
+def write_documents(
+    data: schema.Data,
+    folder: Path,
+    *,
+    base: Path,
+    form: RowForm = RowForm(),  # noqa: B008  # frozen
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Read, clean, split and augment the recipe's data; write one row a line, column `text` first.
+
+    Rows whose text is composed of other columns (see `RowForm`) are dropped or kept by it, never changed: their
+    offsets, tags and turns would no longer fit.
 
     Args:
         data: the recipe's data section.
         folder: gets train.jsonl, validation.jsonl, test.jsonl, and last story.json.
         base: the folder relative to which sources are named.
+        form: the columns of the task's rows.
         progress: called as reading goes on.
 
     Returns:
@@ -54,9 +75,13 @@ def write_documents(data: schema.Data, folder: Path, *, base: Path, progress: Pr
         StorageError: the disk is full or the folder not writable; nothing half-written is left.
     """
     split = _split_of(data)
+    if form.text is not None and data.clean.pii == "mask":
+        raise RecipeError(
+            "data.clean.pii: this task's rows cannot be masked, only kept or dropped; choose drop or keep"
+        )
     inputs = [
-        _Input("sources", data, base),
-        *(_Input(part, data, base) for part in ("validation", "test") if getattr(data, part)),
+        _Input("sources", data, base, form),
+        *(_Input(part, data, base, form) for part in ("validation", "test") if getattr(data, part)),
     ]
     augmenter = Augmenter(data.augment, base, salt=split.salt)
     report = _reporter(inputs, progress)
@@ -106,8 +131,9 @@ def read_documents(path: Path) -> Iterator[Row]:
 class _Input:
     """One list of sources with its own cleaner: duplicates within it are dropped, across lists they are reported."""
 
-    def __init__(self, part: str, data: schema.Data, base: Path) -> None:
+    def __init__(self, part: str, data: schema.Data, base: Path, form: RowForm) -> None:
         self.part: Any = part
+        self.form = form
         self.documents = data.documents
         self.source = Source(
             getattr(data, part),
@@ -115,9 +141,10 @@ class _Input:
             documents=data.documents,
             encoding=data.encoding,
             max_rows=data.max_rows,
+            required=form.columns,
             base=base,
         )
-        self.cleaner = Cleaner(data.clean)
+        self.cleaner = Cleaner(data.clean.model_copy(update=_UNCHANGED) if form.text else data.clean)
 
     def rows(self, report: Callable[[], None]) -> Iterator[Row]:
         return self.cleaner.clean(self._reported(report))
@@ -154,6 +181,8 @@ class _Input:
             if self.source.bytes_done != done:
                 done = self.source.bytes_done
                 report()
+            if self.form.text is not None:
+                row.values["text"] = self.form.text(row.values)
             yield row
         report()
 

@@ -185,6 +185,11 @@ class TokenShards:
         number = self.meta["begin_id"]
         return None if number is None else int(number)
 
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text that one token stands for, on average."""
+        return float(self.document_bytes.sum()) / max(self.tokens, 1)
+
     def window(self, start: int, length: int) -> IntArray:
         """Tokens start .. start + length, whatever documents they belong to: (length,)."""
         return self.array[start : start + length]

@@ -25,7 +25,9 @@ from typing import IO, Any
 
 import xxhash
 
+from formary.data.formats import json_rows, tagged_rows
 from formary.errors import DataError, MissingExtra, RecipeError
+from formary.recipe.bundled import located
 
 PIECE_BYTES = 8 * 2**20
 """A plain-text document longer than this (UTF-8) is cut at paragraph ends into pieces of at most this size."""
@@ -41,7 +43,10 @@ _KINDS = {
     ".md": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
-    ".json": "jsonl",
+    ".json": "json",
+    ".conll": "tagged",
+    ".bio": "tagged",
+    ".iob": "tagged",
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
@@ -111,7 +116,7 @@ def expand(sources: Sequence[str], base: Path = Path(".")) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for source in sources:
-        path = Path(base) / Path(source).expanduser()
+        path = located(source, Path(base))
         matches = _matches(path)
         if not matches:
             raise DataError(_nothing_found(source, path))
@@ -214,13 +219,15 @@ class Source:
             return str(path)
 
     def kind(self, path: Path) -> str:
-        """text, jsonl, csv, parquet or dataset."""
+        """text, jsonl, json, tagged, csv, parquet or dataset."""
         return _kind(path)[0]
 
     def _rows(self) -> Iterator[Row]:
         readers = {
             "text": self._text_rows,
             "jsonl": self._jsonl_rows,
+            "json": self._json_rows,
+            "tagged": self._tagged_rows,
             "csv": self._csv_rows,
             "parquet": self._parquet_rows,
             "dataset": self._dataset_rows,
@@ -268,6 +275,21 @@ class Source:
             if "\\ud" in line or "\\uD" in line:  # half a character, as from text cut in the middle of an emoji
                 values = _without_half_characters(values)
             yield self._row(values, f"{name} line {number}")
+
+    def _json_rows(self, path: Path, name: str) -> Iterator[Row]:
+        """A whole JSON document; a file of one object a line is read as that."""
+        text = "".join(self._text(path, name, plain=False))
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            yield from self._jsonl_rows(path, name)
+            return
+        for values, origin in json_rows(value, name):
+            yield self._row(values, origin)
+
+    def _tagged_rows(self, path: Path, name: str) -> Iterator[Row]:
+        for values, origin in tagged_rows(self._lines(path, name), name):
+            yield self._row(values, origin)
 
     def _csv_rows(self, path: Path, name: str) -> Iterator[Row]:
         csv.field_size_limit(_MAX_FIELD)
@@ -460,7 +482,7 @@ def _suffix(path: Path) -> str:
 
 
 def _kind(path: Path) -> tuple[str, str | None]:
-    """(text, jsonl, csv, parquet or dataset; gz, zst or None); a file of another suffix is taken for plain text."""
+    """(a kind of file as in `Source.kind`; gz, zst or None); a file of another suffix is taken for plain text."""
     if path.is_dir():
         return "dataset", None
     suffix = _suffix(path)

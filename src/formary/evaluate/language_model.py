@@ -18,22 +18,21 @@ from torch import Tensor
 
 from formary.data.batches import scored_windows
 from formary.data.shards import TokenShards
-from formary.evaluate.interval import Interval, Units, bootstrap_ratio, paired_difference, units
+from formary.evaluate.interval import Interval, Units, bootstrap_ratio, paired_difference, sentence, units
 from formary.evaluate.ngram import NGram, Unigram
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 from formary.recipe.schema import Evaluate
 from formary.tasks.cross_entropy import IGNORED, token_losses
-from formary.tasks.protocol import Batch, Task
+from formary.tasks.protocol import Batch, PretrainingTask
 from formary.train.machine import Runtime
 
 Floats = NDArray[np.float64]
 _BATCH_TOKENS = 8192
-_VERDICTS = {"better": "better than", "worse": "worse than", "cannot tell": "no clear difference from"}
 _SEED = 0  # of the bootstrap: the same figures at every reading of the same losses
 
 
 def evaluate(
-    task: Task,
+    task: PretrainingTask,
     network: Network,
     shards: TokenShards,
     *,
@@ -130,7 +129,7 @@ def causal_metrics(
 
 @torch.inference_mode()
 def _predictions(
-    task: Task,
+    task: PretrainingTask,
     network: Encoder | EncoderDecoder,
     shards: TokenShards,
     training: TokenShards,
@@ -220,15 +219,13 @@ def _metric(
         if other != "model"
     }
     measured = intervals.pop("model")
-    beside = [f"{_VERDICTS[verdicts[other]]} {other} {_number(value.value)}" for other, value in intervals.items()]
-    interval = f" ({_number(measured.low)} to {_number(measured.high)})" if measured.known else ""
     return {
         "metric": name,
         "protocol": f"{where}, {model.words}",
         "model": measured.to_json(),
         "baselines": {other: value.to_json() for other, value in intervals.items()},
         "verdicts": verdicts,
-        "says": "; ".join([f"{name.replace('_', ' ')} {_number(measured.value)}{interval}", *beside]),
+        "says": sentence(name, measured, intervals, verdicts),
     }
 
 
@@ -236,7 +233,3 @@ def _interval(unit: Units, settings: Evaluate, transform: Callable[[Any], Any] |
     return bootstrap_ratio(
         unit.numerators, unit.denominators, resamples=settings.bootstrap, seed=_SEED, transform=transform
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
@@ -23,6 +23,9 @@ from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
 from formary.model.topologies import Encoder, EncoderDecoder, Network
+
+if TYPE_CHECKING:
+    from formary.tasks.protocol import LabelledTask
 
 _MAX_TOKENS = 256
 _MOST_SLOTS = 32
@@ -265,6 +268,45 @@ class Model:
             [Candidate(token, self._text_of(token), value) for token, value in zip(row_ids, row_values)]
             for row_ids, row_values in zip(ids.tolist(), values.tolist())
         ]
+
+    def predict(self, inputs: Sequence[str | Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """The answers of a model with a task's head: labels, tags, spans, translations, vectors.
+
+        Args:
+            inputs: texts, or rows with the task's columns (`text`, `tokens`, `question` and `context`, `source`, ...).
+            options: of the task, such as `beams` for translate.
+
+        Returns:
+            one dict for each input, such as {"label": "spam", "probability": 0.98, "probabilities": {...}}.
+
+        Raises:
+            RequestError: the model has no task that predicts. DataError: an input is not as the task needs it.
+        """
+        task = self.task
+        if isinstance(inputs, str | Mapping):
+            raise RequestError("inputs: pass a list of texts or rows, such as [text]")
+        rows = [{task.asks[0]: value} if isinstance(value, str) else value for value in inputs]
+        return task.predict(self.network, rows, **options)
+
+    @cached_property
+    def task(self) -> LabelledTask:
+        """What the model was trained to answer: as its folder says, else as its head says.
+
+        Raises:
+            RequestError: it has neither, so it only writes or fills in.
+        """
+        from formary.tasks.registry import labelled_task
+
+        heads = {"classify": "classify", "tag": "tag", "span": "answer_span"}
+        name = self.formary.get("task") or heads.get(self.config.head)
+        kind = labelled_task(name) if name else None
+        if kind is None:
+            what = "fills in masks" if isinstance(self.network, Encoder) else "writes text"
+            raise RequestError(
+                f"predict: this model {what} and has no head for a task; use generate, or train it with task classify "
+                "or the like"
+            )
+        return kind.of_model(self.config, self.tokenizer, self.formary.get("settings", {}))
 
     # From here on: how arguments become requests, and events become answers.
 

@@ -17,7 +17,7 @@ NormPosition = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
-Head = Literal["linear", "masked", "none"]
+Head = Literal["linear", "masked", "none", "classify", "tag", "span"]
 Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit"]
 
 
@@ -136,6 +136,10 @@ class ModelConfig:
     token_types: int = 0
     pooler: bool = False
     next_sentence: bool = False
+    labels: tuple[str, ...] = ()  # of the heads classify and tag; those of span are start and end
+    problem: Literal["single", "multi", "regression"] = "single"
+    pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence where there is no pooler
+    pooler_activation: Literal["tanh", "relu"] = "tanh"
     image_size: int | None = None
     patch_size: int | None = None
     channels: int = 3
@@ -154,6 +158,19 @@ class ModelConfig:
             raise RecipeError("the decoder of an encoder_decoder needs cross_attention: true")
         if self.vocab_size < 1 and self.image_size is None:
             raise RecipeError(f"vocab_size {self.vocab_size} must be at least 1")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        unfit = self.topology == "encoder_decoder" or not self.labels or len(set(self.labels)) < len(self.labels)
+        if self.labelled and unfit:
+            raise RecipeError(
+                f"a {self.head} head needs an encoder or decoder, and labels: {list(self.labels)}, each once"
+            )
+        if self.topology == "decoder" and self.pooling == "first":  # which has seen nothing but itself
+            object.__setattr__(self, "pooling", "last")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the head scores labels (of the sequence, of each token, of start and end), not words."""
+        return self.head in ("classify", "tag", "span")
 
     @property
     def context(self) -> int:

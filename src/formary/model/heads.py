@@ -1,4 +1,4 @@
-"""Heads: from hidden states to what a task reads: logits over a vocabulary, or one vector for a sequence.
+"""Heads: from hidden states to what a task reads: logits over a vocabulary or labels, one vector for a sequence.
 
 A head holds weights only; losses belong to the tasks.
 """
@@ -41,13 +41,39 @@ class LanguageHead(nn.Module):
         return nn.functional.linear(self.prepare(hidden), self.weight, self.bias)
 
 
-class Pooler(nn.Module):
-    """BERT's summary of a sequence: tanh of a dense layer on the first position's hidden state."""
+class LabelHead(nn.Module):
+    """Logits over labels, from summaries of sequences or from each position's hidden state (Devlin et al. 2019)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.transformer.dropout)
+        self.output = nn.Linear(config.transformer.width, len(config.labels), bias=config.head_bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., width) -> logits (..., labels)."""
+        logits: Tensor = self.output(self.dropout(vectors))
+        return logits
+
+
+class Pooler(nn.Module):
+    """A dense layer on the first position's hidden state, then BERT's tanh or DistilBERT's relu."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.transformer.width, config.transformer.width)
+        self.activate = torch.tanh if config.pooler_activation == "tanh" else torch.relu
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, seq, width) -> (batch, width)."""
-        return torch.tanh(self.dense(hidden[:, 0]))
+        return self.activate(self.dense(hidden[:, 0]))
+
+
+def pooled(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """(batch, seq, width) -> (batch, width): the first position, the last or the mean of those where mask is True."""
+    if pooling == "first":
+        return hidden[:, 0]
+    mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.dtype)
+    if pooling == "mean":
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return hidden[torch.arange(len(hidden), device=mask.device), ((mask > 0) * places).argmax(1)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from formary.model.attention import Cache, Rotary
 from formary.model.config import ModelConfig
 from formary.model.embedders import PatchEmbedder, TextEmbedder, sinusoids
-from formary.model.heads import LanguageHead, Pooler
+from formary.model.heads import LabelHead, LanguageHead, Pooler, pooled
 from formary.model.initialise import initialise
 from formary.model.transformer import Transformer
 
@@ -27,7 +27,8 @@ class Decoder(nn.Module):
         self.config = config
         self.embedder = TextEmbedder(config, config.transformer)
         self.transformer = Transformer(config.transformer)
-        self.head = LanguageHead(config, self.embedder.tokens)
+        self.head: LanguageHead | LabelHead
+        self.head = LabelHead(config) if config.labelled else LanguageHead(config, self.embedder.tokens)
 
     def forward(
         self,
@@ -41,6 +42,10 @@ class Decoder(nn.Module):
         vectors = self.embedder(tokens, positions=positions)
         return self.transformer(vectors, positions=positions, mask=mask, cache=cache)
 
+    def summary(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One vector for each sequence, (batch, width): the last real position's; mask is True at real tokens."""
+        return pooled(hidden, mask, self.config.pooling)
+
 
 class Encoder(nn.Module):
     """Reads a whole sequence at once, both ways: BERT, RoBERTa, DistilBERT, MiniLM on text, ViT on images."""
@@ -49,15 +54,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedder: nn.Module
-        self.head: LanguageHead | None = None
+        self.head: LanguageHead | LabelHead | None = LabelHead(config) if config.labelled else None
         if config.image_size is not None:
             self.embedder = PatchEmbedder(config)
         else:
             text = TextEmbedder(config, config.transformer)
             self.embedder = text
-            self.head = LanguageHead(config, text.tokens) if config.head != "none" else None
+            self.head = LanguageHead(config, text.tokens) if config.head in ("linear", "masked") else self.head
         self.transformer = Transformer(config.transformer)
-        self.pooler = Pooler(config.transformer.width) if config.pooler else None
+        self.pooler = Pooler(config) if config.pooler else None
         # BERT's second objective: does sentence B follow sentence A? Read from the pooled vector; 1 = it follows.
         self.next_sentence = nn.Linear(config.transformer.width, 2) if config.next_sentence else None
 
@@ -74,6 +79,10 @@ class Encoder(nn.Module):
         else:
             vectors = self.embedder(inputs)
         return self.transformer(vectors, mask=padding_mask(mask))
+
+    def summary(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One vector for each sequence, (batch, width): the pooler's, else as `config.pooling` says."""
+        return self.pooler(hidden) if self.pooler is not None else pooled(hidden, mask, self.config.pooling)
 
 
 class EncoderDecoder(nn.Module):
@@ -140,6 +149,17 @@ def build(config: ModelConfig, *, seed: int | None = None, empty: bool = False) 
     network = kinds[config.topology](config)
     initialise(network, config, seed=seed)
     return network
+
+
+@torch.no_grad()
+def with_head(network: Network, config: ModelConfig, *, seed: int | None = None) -> Network:
+    """A network of `config` with the weights of `network` where name, shape and, for a head, kind and labels agree."""
+    other, old = build(config, seed=seed), dict(network.named_parameters())
+    same_head = (network.config.head, network.config.labels) == (config.head, config.labels)
+    for name, parameter in other.named_parameters():
+        if name in old and old[name].shape == parameter.shape and (same_head or not name.startswith("head.")):
+            parameter.copy_(old[name])
+    return other
 
 
 def _compute_tables(network: nn.Module) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from formary.recipe.bundled import located
 from formary.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ class Context:
     @property
     def model(self) -> Path:
         return self.folder / "model"
+
+    def located(self, reference: str) -> Path | None:
+        """A path the recipe names, from its own folder or the current one; None where neither has it (a hub id)."""
+        return next((path for path in (located(reference, self.base), Path(reference)) if path.exists()), None)
+
+    def rows_of(self, split: str) -> list[dict[str, Any]]:
+        """The rows of a split."""
+        with (self.documents / f"{split}.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
 
     def rows(self, split: str) -> int:
         """Documents in a split, as the data story counted them."""

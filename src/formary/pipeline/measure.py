@@ -1,20 +1,25 @@
-"""Measures any causal model on any texts: `formary evaluate MODEL DATA`, without a recipe or a run folder."""
+"""Measures models without a recipe or a run folder: causal models on texts, models with a task's head on rows."""
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from formary import durable
 from formary.data.shards import TokenShards, write_tokens
 from formary.data.source import read
 from formary.errors import FormaryError
+from formary.evaluate.labelled import suite_of
 from formary.evaluate.language_model import causal_metrics
-from formary.infer.loaded import load
+from formary.infer.loaded import Model, load
 from formary.model.topologies import Decoder
 from formary.recipe.schema import Evaluate, Machine
+from formary.tasks.protocol import LabelledTask
+from formary.tasks.registry import labelled_task
 from formary.train.machine import runtime
 
 
@@ -32,6 +37,8 @@ def measure(
         FormaryError: not a causal model, or the data cannot be read.
     """
     loaded = load(model)
+    if answers_rows(loaded):
+        return measure_rows(loaded, model, data)
     if not isinstance(loaded.network, Decoder):
         raise FormaryError(
             f"{model}: only causal models can be measured on plain text; this one is an {loaded.config.topology}"
@@ -48,3 +55,71 @@ def measure(
             loaded.network, shards, training=None, settings=settings, runtime=runtime(Machine()), split="given texts"
         )
     return {"model": model, "documents": shards.documents, "metrics": metrics}
+
+
+def answers_rows(loaded: Model) -> bool:
+    """Whether a model has a labelled task, so that it is measured on rows with answers."""
+    return loaded.config.head in ("classify", "tag", "span") or bool(
+        loaded.formary.get("task") and labelled_task(loaded.formary["task"])
+    )
+
+
+def measure_rows(
+    loaded: Model, model: str, data: Sequence[str], *, columns: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The metrics of a model's own task on rows with the right answers, with 95 % intervals."""
+    task, settled = loaded.task, runtime(Machine())
+    rows = [row for source in data for row in rows_for(task, source, columns=columns or {}, answers=True)]
+    task.examples(rows, targets=True)  # every row must have its answer, and the unseen labels are counted
+    answers = task.predict(loaded.network, rows, precision=settled.autocast)
+    settings = Evaluate(baselines=False)
+    metrics = suite_of(task).metrics(task, rows, {"model": answers}, settings, f"given rows, {len(rows):,} rows")
+    return {"model": model, "rows": len(rows), "metrics": metrics, "notes": task.notes()}
+
+
+def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Both models on the same rows; the verdict is about A, by the first metric's paired interval.
+
+    Raises:
+        FormaryError: the models are of different tasks, or one has none.
+    """
+    a, b, settled = load(model_a), load(model_b), runtime(Machine())
+    if a.task.name != b.task.name:
+        raise FormaryError(
+            f"{model_a} is for task {a.task.name} and {model_b} for {b.task.name}: they cannot be compared"
+        )
+    rows = rows_for(a.task, data, columns=columns or {}, answers=True)
+    a.task.examples(rows, targets=True)
+    by_model = {
+        "model": a.task.predict(a.network, rows, precision=settled.autocast),
+        "B": b.task.predict(b.network, rows, precision=settled.autocast),
+    }
+    settings = Evaluate(baselines=False)
+    metrics = suite_of(a.task).metrics(a.task, rows, by_model, settings, f"given rows, {len(rows):,} rows")
+    verdict = metrics[0]["verdicts"]["B"]
+    said = {"better": "A is better", "worse": "B is better", "cannot tell": "cannot tell which is better"}[verdict]
+    return {"a": model_a, "b": model_b, "rows": len(rows), "verdict": said, "metrics": metrics}
+
+
+def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answers: bool) -> list[dict[str, Any]]:
+    """The rows of a file, of standard input (-, a line each), or one text.
+
+    Args:
+        answers: whether the rows must have the right answers, or only what the task asks.
+    """
+    if given == "-":
+        return [{task.asks[0]: line.rstrip("\n")} for line in sys.stdin if line.strip()]
+    if not Path(given).exists():
+        if answers or Path(given).suffix in (".jsonl", ".csv", ".tsv", ".parquet", ".json", ".txt"):
+            raise FormaryError(f"{given}: there is no such file of rows")
+        return [{task.asks[0]: given}]
+    needed = task.form.columns if answers else task.asks
+    return [row.values for row in read([given], columns=columns, documents="line", required=needed)]
+
+
+def write_answers(path: Path, rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with their answers as JSONL, whole or not at all."""
+    lines = (
+        json.dumps({**row, "prediction": answer}, ensure_ascii=False, default=str) for row, answer in zip(rows, answers)
+    )
+    durable.write_text(path, "".join(line + "\n" for line in lines))

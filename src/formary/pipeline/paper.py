@@ -81,8 +81,11 @@ def next_commands(context: Context) -> list[str]:
     recipe = context.recipe
     usual = {"masked_lm": "[MASK]", "denoise": "Once <extra_id_0> a time"}.get(recipe.task, "Once")
     prompt = (recipe.generate.prompts or [usual])[0].replace("\n", " ").strip() or usual
-    generate = ["generate", str(context.model), prompt]
+    generate = ["generate" if recipe.pretrains else "predict", str(context.model), prompt]
     generate += ["--temperature", "0.7"] if recipe.task == "causal_lm" else []
+    if not recipe.pretrains:
+        split = "test" if context.rows("test") else "train"
+        generate[-1] = str(context.documents / f"{split}.jsonl")
     if recipe.train.epochs:
         field, more = "train.epochs=", 2 * recipe.train.epochs
     else:
@@ -114,35 +117,26 @@ def program(name: str) -> str:
 def _story(context: Context) -> dict[str, Any]:
     story = _json(context.documents / "story.json")
     for split, counts in story.get("splits", {}).items():
-        counts["tokens"] = open_tokens(context, split).tokens if counts["rows"] else 0
+        if context.recipe.pretrains:
+            counts["tokens"] = open_tokens(context, split).tokens if counts["rows"] else 0
     return story
 
 
 def _tokenizer_facts(context: Context) -> dict[str, Any]:
-    shards = open_tokens(context, "train")
-    settings = context.recipe.data.tokenizer
-    return {
-        "kind": f"loaded from {settings.path}" if settings.path else settings.kind,
+    path = context.recipe.data.tokenizer.path or context.recipe.model.start
+    facts: dict[str, Any] = {
+        "kind": f"loaded from {path}" if path else context.recipe.data.tokenizer.kind,
         "vocab_size": tokenizers.load(context.tokenizer).vocab_size,
-        "bytes_per_token": round(float(shards.document_bytes.sum()) / max(shards.tokens, 1), 3),
     }
+    if context.recipe.pretrains:
+        facts["bytes_per_token"] = round(open_tokens(context, "train").bytes_per_token, 3)
+    return facts
 
 
 def _model_facts(context: Context, facts: dict[str, Any]) -> dict[str, Any]:
-    from formary.hub import checkpoint
-    from formary.model.topologies import parameter_count
-
-    loaded = checkpoint.load(context.model)
-    stack = loaded.config.transformer
     return {
         "preset": context.recipe.model.start or context.recipe.model.preset,
-        "family": loaded.family,
-        "parameters": parameter_count(loaded.network),
-        "layers": stack.layers,
-        "width": stack.width,
-        "heads": stack.heads,
-        "context": stack.context,
-        "vocab_size": loaded.config.vocab_size,
+        **facts.get("model", {}),
         "trained_steps": facts.get("step"),
         "best_step": facts.get("best_step"),
         "trained_tokens": facts.get("tokens"),

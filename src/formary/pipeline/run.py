@@ -22,9 +22,9 @@ from formary import durable
 from formary.errors import FormaryError
 from formary.model.presets import preset
 from formary.pipeline.context import Context
-from formary.pipeline.stages import STAGES, Stage
+from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, read, to_yaml
-from formary.recipe.bundled import find
+from formary.recipe.bundled import find, located
 
 _DONE = "stages.json"
 _FINGERPRINTS = "data/fingerprints.json"
@@ -51,7 +51,7 @@ def run(
     until: str = "report",
     console: Console | None = None,
 ) -> RunResult:
-    """Execute a recipe up to the stage `until`.
+    """Execute a recipe up to the stage `until`; "prepare" stands for all that comes before training.
 
     Args:
         recipe: a Recipe, the path of one, or the name of a ready one.
@@ -75,7 +75,9 @@ def run(
     began = time.perf_counter()
     fingerprints = file_fingerprints(recipe, base, folder)
     keys = stage_keys(recipe, fingerprints.values())
-    wanted = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
+    stages = stages_of(recipe)
+    names = [stage.name for stage in stages]
+    wanted = stages[: names.index("train") if until == "prepare" else names.index(until) + 1]
     with _owned(folder) as log:
         speak = _Tee(console, log)
         done = _read_done(folder)
@@ -104,7 +106,7 @@ def stage_keys(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, str]:
     """Every stage's key: what it depends on, and the key of the stage before; all depend on the files' content."""
     key = _hash([_FORMAT, list(fingerprints)])
     keys = {}
-    for stage in STAGES:
+    for stage in stages_of(recipe):
         key = _hash([key, stage.name, stage.depends(recipe)])
         keys[stage.name] = key
     return keys
@@ -121,7 +123,8 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
     data = recipe.data
     paths = expand([*data.sources, *data.validation, *data.test], base)
     extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start]
-    paths += [base / name for name in extra if name and (base / name).exists()]
+    places = [(located(name, base), Path(name)) for name in extra if name]
+    paths += [found for both in places if (found := next((path for path in both if path.exists()), None))]
     known = _read_json(folder / _FINGERPRINTS)
     found: dict[str, str] = {}
     for path in paths:

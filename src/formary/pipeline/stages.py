@@ -16,8 +16,13 @@ from formary.pipeline.context import SPLITS, Context, open_tokens
 from formary.recipe.schema import Recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from formary.data.tokenizer import Tokenizer
     from formary.model.topologies import Network
+    from formary.tasks.protocol import PretrainingTask
+    from formary.train.loop import Progress
+    from formary.train.machine import Runtime
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,17 @@ class Stage:
     depends: Callable[[Recipe], Any]
     work: Callable[[Context], float | None]  # the seconds that earlier, interrupted goes had put into it
     leaves: tuple[str, ...]  # in the run folder; when one of them is gone the stage is done again
+    for_rows: bool = True  # whether labelled tasks have it
 
 
 def _documents(context: Context) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from formary.data.documents import write_documents
+    from formary.data.records import RowForm
+    from formary.tasks.registry import labelled_task
 
+    task = labelled_task(context.recipe.task)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,6 +59,7 @@ def _documents(context: Context) -> None:
             context.recipe.data,
             context.documents,
             base=context.base,
+            form=task.form if task else RowForm(),
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print(f"  {_documents_of(story['rows_read'])} read, {_size(story['bytes_read'])}")
@@ -83,15 +93,23 @@ def _size(count: float) -> str:
 def _tokenizer(context: Context) -> None:
     from formary.data import tokenizer
     from formary.data.shards import read_texts
+    from formary.pipeline.labelled import texts_of
+    from formary.tasks.registry import labelled_task
 
-    settings = context.recipe.data.tokenizer
-    if settings.path:
-        made = tokenizer.load(context.base / settings.path)
+    recipe, settings = context.recipe, context.recipe.data.tokenizer
+    path = settings.path or recipe.model.start
+    if path:
+        made = tokenizer_of(context, path)
     else:
-        made = tokenizer.train(read_texts(context.documents / "train.jsonl"), settings, task=context.recipe.task)
+        task = labelled_task(recipe.task)
+        if task:
+            texts = texts_of(context.rows_of("train"))
+            made = tokenizer.train(texts, settings, task=task.special_tokens(recipe))
+        else:
+            made = tokenizer.train(read_texts(context.documents / "train.jsonl"), settings, task=recipe.task)
     with durable.new_folder(context.tokenizer) as folder:
         made.save(folder)
-    source = f"loaded from {settings.path}" if settings.path else settings.kind
+    source = f"loaded from {path}" if path else settings.kind
     context.console.print(f"  {source}, {made.vocab_size:,} tokens in the vocabulary")
 
 
@@ -112,55 +130,123 @@ def _tokens(context: Context) -> None:
 
 
 def _train(context: Context) -> float:
-    import math
-    import shutil
+    from formary.tasks.registry import labelled_task
 
-    from formary.hub import checkpoint
-    from formary.model.topologies import parameter_count
-    from formary.train.loop import train
+    if task := labelled_task(context.recipe.task):
+        from formary.pipeline.labelled import train_rows
+
+        return train_rows(context, task)
+    return _pretrain(context)
+
+
+def _pretrain(context: Context) -> float:
+    from formary.train.loop import TokenBytes, train
     from formary.train.machine import runtime
 
-    recipe, identity = context.recipe, context.keys["train"]
+    recipe = context.recipe
     settled = runtime(recipe.machine)
     tokenizer, task = made_task(context)
-    network = starting_network(context, tokenizer)
+    network = starting_network(context, task, tokenizer)
     check_prompts(context.recipe, tokenizer, network)
-    config = network.config.transformer
-    context.console.print(
-        f"  {recipe.model.start or recipe.model.preset}: {parameter_count(network):,} parameters, "
-        f"{config.layers} x {config.width}, {settled.threads} {'thread' if settled.threads == 1 else 'threads'}, {settled.precision} on {settled.device}"
-    )
-    checkpoints = context.folder / "checkpoints"
-    if checkpoints.is_dir():
-        for other in checkpoints.iterdir():  # of another recipe in this run folder; metrics.jsonl can follow only one
-            if other.name != identity[:12]:
-                shutil.rmtree(other, ignore_errors=True)
+    say_model(context, network, settled)
     validation = open_tokens(context, "validation")
     if validation.tokens < 2:
         context.console.print("  no validation text: the last weights will count as the best")
+    training = open_tokens(context, "train")
     progress = train(
-        task,
+        task.loss,
         network,
-        training=open_tokens(context, "train"),
-        validation=validation if validation.tokens > 1 else None,
+        batches=task.training_batches(training),
+        validation=(lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens))
+        if validation.tokens > 1
+        else None,
         settings=recipe.train,
         runtime=settled,
         run=context.folder,
-        checkpoints=checkpoints / identity[:12],
+        checkpoints=checkpoint_folder(context),
         console=context.console,
+        token_bytes=TokenBytes(training.bytes_per_token, validation.bytes_per_token) if task.covers_text else None,
         sample=sampler(context, tokenizer),
         compiled=recipe.machine.compile,
     )
-    facts: dict[str, Any] = {"task": recipe.task, "recipe": identity, "name": recipe.name}
-    facts |= {"step": progress.step, "best_step": progress.best_step or progress.step, "tokens": progress.tokens}
-    facts |= {"best_loss": progress.best_loss} if math.isfinite(progress.best_loss) else {}
-    with durable.new_folder(context.model) as folder:
-        checkpoint.save(folder, network.to("cpu"), generation=generation_defaults(recipe), formary=facts)
-        tokenizer.save(folder)
+    save_model(context, network, tokenizer, progress, generation=generation_defaults(recipe))
     return progress.seconds_before
 
 
+def say_model(context: Context, network: Network, settled: Runtime) -> None:
+    """Tell the user what is about to be trained, and on what."""
+    from formary.model.topologies import parameter_count
+
+    model, config = context.recipe.model, network.config.transformer
+    threads = f"{settled.threads} {'thread' if settled.threads == 1 else 'threads'}"
+    context.console.print(
+        f"  {model.start or model.preset}: {parameter_count(network):,} parameters, {config.layers} x {config.width}, "
+        f"{threads}, {settled.precision} on {settled.device}"
+    )
+
+
+def checkpoint_folder(context: Context) -> Path:
+    """Where this training keeps its checkpoints; those of another recipe in this run folder are deleted."""
+    import shutil
+
+    checkpoints, mine = context.folder / "checkpoints", context.keys["train"][:12]
+    if checkpoints.is_dir():
+        for other in checkpoints.iterdir():  # metrics.jsonl can follow only one
+            if other.name != mine:
+                shutil.rmtree(other, ignore_errors=True)
+    return checkpoints / mine
+
+
+def save_model(
+    context: Context,
+    network: Network,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    *,
+    generation: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Write the finished model's folder; `settings` is what its task needs to know later."""
+    import math
+
+    from formary.hub import checkpoint
+    from formary.model.topologies import parameter_count
+
+    recipe = context.recipe
+    facts: dict[str, Any] = {"task": recipe.task, "recipe": context.keys["train"], "name": recipe.name}
+    stack, names = network.config.transformer, frozenset(name for name, _ in network.named_parameters())
+    facts["settings"] = settings or {}
+    facts["model"] = {
+        "family": checkpoint.representing(network.config, names).name,
+        "parameters": parameter_count(network),
+        "layers": stack.layers,
+        "width": stack.width,
+        "heads": stack.heads,
+        "context": stack.context,
+        "vocab_size": network.config.vocab_size,
+    }
+    facts |= {"step": progress.step, "best_step": progress.best_step or progress.step, "tokens": progress.tokens}
+    facts |= {"best_loss": progress.best_loss} if math.isfinite(progress.best_loss) else {}
+    with durable.new_folder(context.model) as folder:
+        checkpoint.save(folder, network.to("cpu"), generation=generation, formary=facts)
+        tokenizer.save(folder)
+
+
 def _evaluate(context: Context) -> None:
+    from formary.tasks.registry import labelled_task
+
+    if task := labelled_task(context.recipe.task):
+        from formary.pipeline.labelled import evaluate_rows
+
+        result = evaluate_rows(context, task)
+    else:
+        result = _evaluate_language_model(context)
+    durable.write_json(context.folder / "evaluation.json", result)
+    for sentence in findings(result["metrics"]):
+        context.console.print(f"  {sentence}")
+
+
+def _evaluate_language_model(context: Context) -> dict[str, Any]:
     from formary.evaluate.language_model import evaluate
     from formary.infer.loaded import load
     from formary.train.machine import runtime
@@ -189,9 +275,7 @@ def _evaluate(context: Context) -> None:
             split=split,
         )
     result["samples"] = samples(context, model)
-    durable.write_json(context.folder / "evaluation.json", result)
-    for sentence in findings(result["metrics"]):
-        context.console.print(f"  {sentence}")
+    return result
 
 
 def _report(context: Context) -> None:
@@ -211,16 +295,27 @@ def findings(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"measured on: {metrics[0]['protocol']}", *(str(metric["says"]) for metric in metrics)]
 
 
-def made_task(context: Context) -> tuple[Tokenizer, Any]:
-    """The run's tokenizer and its task."""
+def made_task(context: Context) -> tuple[Tokenizer, PretrainingTask]:
+    """The run's tokenizer and its pretraining task."""
     from formary.data import tokenizer
-    from formary.tasks.registry import task_class
+    from formary.tasks.registry import pretraining_task
 
     made = tokenizer.load(context.tokenizer)
-    return made, task_class(context.recipe.task)(context.recipe, made)
+    return made, pretraining_task(context.recipe.task)(context.recipe, made)
 
 
-def starting_network(context: Context, tokenizer: Tokenizer) -> Network:
+def tokenizer_of(context: Context, reference: str) -> Tokenizer:
+    """The tokenizer at a path, or of a model: a folder, a GGUF file, or a hub id."""
+    from formary.data import tokenizer
+    from formary.infer.loaded import load
+
+    path = context.located(reference)
+    if path is not None and path.suffix != ".gguf":
+        return tokenizer.load(path)
+    return load(path or reference).tokenizer
+
+
+def starting_network(context: Context, task: PretrainingTask, tokenizer: Tokenizer) -> Network:
     """The network to train: fresh from the recipe's preset, or the weights of `model.start`.
 
     Raises:
@@ -228,32 +323,42 @@ def starting_network(context: Context, tokenizer: Tokenizer) -> Network:
             shorter context than asked for.
     """
     from formary.errors import RecipeError
-    from formary.infer.loaded import load
     from formary.model.topologies import build
 
-    recipe = context.recipe
-    _, task = made_task(context)
-    wanted = task.model_config()
+    recipe, wanted = context.recipe, task.model_config()
     if recipe.model.start is None:
         return build(wanted, seed=recipe.train.seed)
-    local = context.base / recipe.model.start
-    start = load(local if local.exists() else recipe.model.start)
-    network = start.network
+    network = loaded_start(context, tokenizer)
     if network.config.topology != wanted.topology:
         raise RecipeError(
             f"model.start: {recipe.model.start} is an {network.config.topology} and task {recipe.task} trains an "
             f"{wanted.topology}".replace("an decoder", "a decoder")
         )
+    return network
+
+
+def loaded_start(context: Context, tokenizer: Tokenizer) -> Network:
+    """The network of `model.start`.
+
+    Raises:
+        RecipeError: it has another vocabulary than the tokenizer, or a shorter context than asked for.
+    """
+    from formary.errors import RecipeError
+    from formary.infer.loaded import load
+
+    recipe = context.recipe
+    assert recipe.model.start is not None
+    start = load(context.located(recipe.model.start) or recipe.model.start)
     if not tokenizer.vocab.items() <= start.tokenizer.vocab.items():
         raise RecipeError(
             f"model.start: {recipe.model.start} has another vocabulary than the run's tokenizer, its weights would "
-            f"mean nothing; set data.tokenizer.path to {recipe.model.start}"
+            "mean nothing; leave out data.tokenizer.path, so that the model's own is taken"
         )
-    if network.config.context < recipe.train.context:
+    if start.config.context < recipe.train.context:
         raise RecipeError(
-            f"train.context: {recipe.train.context} is longer than the {network.config.context} that {recipe.model.start} can read"
+            f"train.context: {recipe.train.context} is longer than the {start.config.context} that {recipe.model.start} can read"
         )
-    return network
+    return start.network
 
 
 def check_prompts(recipe: Recipe, tokenizer: Tokenizer, network: Network) -> None:
@@ -359,7 +464,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "tokenizer",
         "train or load the tokenizer",
-        lambda recipe: [recipe.data.tokenizer.model_dump(), recipe.task],
+        lambda recipe: [recipe.data.tokenizer.model_dump(), recipe.task, recipe.model.preset, recipe.model.start],
         _tokenizer,
         ("data/tokenizer/tokenizer.json",),
     ),
@@ -369,6 +474,7 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: recipe.data.words,
         _tokens,
         tuple(f"data/tokens/{split}/meta.json" for split in SPLITS),
+        for_rows=False,
     ),
     Stage(
         "train",
@@ -397,3 +503,8 @@ STAGES: tuple[Stage, ...] = (
         ("report.html", "model/README.md"),
     ),
 )
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages that a recipe goes through."""
+    return tuple(stage for stage in STAGES if stage.for_rows or recipe.pretrains)

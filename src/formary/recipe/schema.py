@@ -11,6 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+PRETRAINING = ("causal_lm", "masked_lm", "denoise")
+"""The tasks that learn from running text."""
+
+
 class Section(BaseModel):
     """A recipe section: unknown keys are errors, values do not change after loading."""
 
@@ -149,7 +153,7 @@ class Schedule(Section):
 
 
 class Objective(Section):
-    """Settings of the pretraining objectives; each task reads its own."""
+    """Settings of what is learned; each task reads its own."""
 
     cross_documents: bool = Field(True, description="causal: let packed documents attend to one another")
     mask_rate: float = Field(0.15, gt=0, lt=1, description="masked: share of tokens to predict (BERT 15 %)")
@@ -157,6 +161,20 @@ class Objective(Section):
     next_sentence: bool = Field(False, description="masked: BERT's next-sentence prediction beside it")
     noise_density: float = Field(0.15, gt=0, lt=1, description="denoise: share of tokens in removed spans (T5)")
     mean_span: float = Field(3.0, ge=1, description="denoise: mean length of a removed span (T5)")
+    kind: Literal["auto", "single", "multi", "regression"] = Field(
+        "auto", description="classify: one label, several, or a number; auto: what the labels look like"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="classify: let rare classes weigh as much as common ones"
+    )
+    stride: int = Field(64, ge=1, description="answer_span: tokens that neighbouring windows of a context share")
+    longest_answer: int = Field(30, ge=1, description="answer_span: tokens an answer may have")
+    longest_target: int = Field(128, ge=2, description="translate: tokens a target may have")
+    transitions: Literal["repair", "crf", "none"] = Field(
+        "repair", description="tag: how illegal sequences of tags are avoided"
+    )
+    beta: float = Field(0.1, gt=0, description="preference: strength of the pull to the model it starts from (DPO)")
+    temperature: float = Field(0.05, gt=0, description="embed: of the contrastive softmax")
 
 
 class Tune(Section):
@@ -197,6 +215,9 @@ class Train(Section):
     validate_every: int = Field(200, ge=1, description="steps between validations")
     validation_tokens: int | None = Field(100_000, ge=1, description="validate on at most this many tokens; null: all")
     patience: int | None = Field(None, ge=1, description="stop after this many validations without improvement")
+    best: Literal["loss", "metric"] = Field(
+        "loss", description="what chooses the best weights: the validation loss or the task's first metric"
+    )
     save_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept beside the best")
     sample_every: int | None = Field(None, ge=1, description="steps between text samples")
@@ -210,6 +231,9 @@ class Evaluate(Section):
     ngram_order: int = Field(5, ge=1, le=8)
     bootstrap: int = Field(1000, ge=100, description="resamples behind each 95 % interval")
     max_tokens: int | None = Field(None, ge=1, description="evaluate at most this many test tokens; null: all")
+    near_duplicates: float = Field(
+        0.8, gt=0, lt=1, description="test rows this similar to a training row are counted, and scored without"
+    )
     stride: int | None = Field(
         None,
         ge=1,
@@ -254,3 +278,8 @@ class Recipe(Section):
     generate: Generate = Generate()
     machine: Machine = Machine()
     run_folder: str | None = Field(None, description="default: runs/NAME")
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether it learns from running text; other tasks learn from rows with answers."""
+        return self.task in PRETRAINING

@@ -33,6 +33,10 @@ class CausalLM:
         self.recipe = recipe
         self.tokenizer = tokenizer
 
+    @classmethod
+    def special_tokens(cls, recipe: Recipe) -> str:
+        return cls.name
+
     def model_config(self) -> ModelConfig:
         config = scratch_config(self.recipe, self.tokenizer, "decoder")
         eos = self.tokenizer.eos_id

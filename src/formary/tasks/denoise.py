@@ -45,6 +45,10 @@ class Denoise:
                 "train.objective.mean_span, or use a larger data.tokenizer.vocab_size"
             )
 
+    @classmethod
+    def special_tokens(cls, recipe: Recipe) -> str:
+        return cls.name
+
     def model_config(self) -> ModelConfig:
         config = scratch_config(self.recipe, self.tokenizer, "encoder_decoder")
         pad, eos = self.tokenizer.pad_id, self.tokenizer.eos_id

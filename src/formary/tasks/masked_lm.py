@@ -46,6 +46,10 @@ class MaskedLM:
                 "train.objective.whole_words needs data.words: tokenizer or jieba, to know where words begin"
             )
 
+    @classmethod
+    def special_tokens(cls, recipe: Recipe) -> str:
+        return cls.name
+
     def model_config(self) -> ModelConfig:
         config = scratch_config(self.recipe, self.tokenizer, "encoder")
         pairs = self.recipe.train.objective.next_sentence

@@ -1,15 +1,21 @@
 """The shape every task has; the loop, the evaluation and the pipeline know nothing more of a task.
 
-A task is made for one recipe and one tokenizer. It owns the model's form, the batches, the loss and its naming.
+A task owns the model's form, its batches, its loss and the form of its answers. There are two kinds: pretraining tasks
+learn from token shards, labelled tasks from rows, and these also predict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from formary.data.records import RowForm
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.model.config import ModelConfig
@@ -17,6 +23,10 @@ from formary.model.topologies import Network
 from formary.recipe.schema import Recipe
 
 Batch = dict[str, Tensor]
+Row = Mapping[str, Any]
+Answer = dict[str, Any]
+Answers = Literal["labels", "tags", "spans", "texts", "vectors", "choices"]
+Precision = Callable[[], AbstractContextManager[object]]
 
 
 class Batches(Protocol):
@@ -30,17 +40,31 @@ class Batches(Protocol):
 
 
 class Task(Protocol):
-    """What a task gives the rest of Formary."""
+    """What every task gives the rest of Formary."""
 
     name: str
     tokenizer: Tokenizer
-    covers_text: bool  # the loss is over every token of the text, so it can be said in bits per byte
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None: ...
+    @classmethod
+    def special_tokens(cls, recipe: Recipe) -> str:
+        """Which special tokens a tokenizer trained for it needs: those of causal_lm, masked_lm or denoise."""
+        ...
 
     def model_config(self) -> ModelConfig:
         """The model to train from scratch, as the recipe asks."""
         ...
+
+    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss in nats and the number of predictions in it, both scalars."""
+        ...
+
+
+class PretrainingTask(Task, Protocol):
+    """A task that learns from running text."""
+
+    covers_text: bool  # the loss is over every token of the text, so it can be said in bits per byte
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None: ...
 
     def training_batches(self, shards: TokenShards) -> Batches:
         """Batches of `recipe.train.batch` sequences."""
@@ -50,6 +74,77 @@ class Task(Protocol):
         """The same batches at every call, over the whole split or its first `max_tokens` tokens."""
         ...
 
-    def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss in nats and the number of predictions in it, both scalars."""
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence as the network reads it, and what the task has to remember of it.
+
+    Args:
+        tokens: (seq,) ids.
+        types: (seq,) token types, or None where all are 0.
+        target: what the loss compares with, in the task's own form; None when only an answer is wanted.
+        row: the number of the row it was made from; several examples may be windows of one row.
+        memory: whatever turns the network's numbers back into an answer (offsets, first pieces of words, ...).
+    """
+
+    tokens: NDArray[np.int64]
+    types: NDArray[np.int64] | None = None
+    target: Any = None
+    row: int = 0
+    memory: Any = field(default=None, compare=False)
+
+
+class LabelledTask(Task, Protocol):
+    """A task that learns from rows with answers, and answers rows without."""
+
+    form: ClassVar[RowForm]  # the columns of its rows
+    asks: ClassVar[tuple[str, ...]]  # the columns it needs to answer; a plain text stands for the first
+    answers: ClassVar[Answers]  # what kind of answer it gives; evaluation follows from it
+
+    @classmethod
+    def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
+        """The task as the training rows make it: label names, scales. `start` is the loaded model's config, if any.
+
+        Raises:
+            DataError: the rows cannot teach it (one class only, a row without its label); the row is named.
+        """
+        ...
+
+    @classmethod
+    def of_model(cls, config: ModelConfig, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Self:
+        """The task of a finished model; `settings` is what `settings` gave when it was saved, or {} for foreign ones."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What a later `of_model` needs and the config does not say, JSON-able."""
+        ...
+
+    def head(self, config: ModelConfig) -> ModelConfig:
+        """A loaded model's config with this task's head on it.
+
+        Raises:
+            RecipeError: the model is of a topology that the task cannot use.
+        """
+        ...
+
+    def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:
+        """The rows as examples, in order; with targets when they are there to be learned or scored.
+
+        Raises:
+            DataError: a row is not as it must be; it is called `where` and its number, from 1.
+        """
+        ...
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples as one padded batch."""
+        ...
+
+    def predict(
+        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+    ) -> list[Answer]:
+        """The answers to rows, in order; as many at a time as memory allows, rows of like length together."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What happened to rows that a user should know: how many were cut to the context, how many labels unseen."""
         ...

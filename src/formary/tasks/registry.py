@@ -1,4 +1,4 @@
-"""Every task by its name in a recipe; other packages add theirs through the entry point group "formary.tasks"."""
+"""Every task by its name in a recipe; other packages add labelled ones through the entry point group "formary.tasks"."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ from importlib.metadata import entry_points
 
 from formary.errors import RecipeError, nearest
 from formary.tasks.causal_lm import CausalLM
+from formary.tasks.classify import Classify
 from formary.tasks.denoise import Denoise
 from formary.tasks.masked_lm import MaskedLM
-from formary.tasks.protocol import Task
+from formary.tasks.protocol import LabelledTask, PretrainingTask
 
-TASKS: dict[str, type[Task]] = {"causal_lm": CausalLM, "masked_lm": MaskedLM, "denoise": Denoise}
+PRETRAINING: dict[str, type[PretrainingTask]] = {"causal_lm": CausalLM, "masked_lm": MaskedLM, "denoise": Denoise}
+LABELLED: dict[str, type[LabelledTask]] = {"classify": Classify}
 
 
-def task_class(name: str) -> type[Task]:
-    """The task of this name, ours or a plug-in's.
+def pretraining_task(name: str) -> type[PretrainingTask]:
+    """The pretraining task of this name."""
+    return PRETRAINING[name]
+
+
+def labelled_task(name: str) -> type[LabelledTask] | None:
+    """The labelled task of this name, ours or a plug-in's; None where `name` is a pretraining task.
 
     Raises:
         RecipeError: there is none; the nearest name is suggested.
     """
-    if name in TASKS:
-        return TASKS[name]
+    if name in PRETRAINING:
+        return None
+    if name in LABELLED:
+        return LABELLED[name]
     plugins = {entry.name: entry for entry in entry_points(group="formary.tasks")}
     if name in plugins:
-        loaded: type[Task] = plugins[name].load()
+        loaded: type[LabelledTask] = plugins[name].load()
         return loaded
-    known = [*TASKS, *plugins]
+    known = [*PRETRAINING, *LABELLED, *plugins]
     raise RecipeError(f"task: there is no '{name}'; {nearest(name, known) or 'tasks: ' + ', '.join(known)}")

@@ -1,7 +1,7 @@
 """The training loop, top to bottom: batch, loss, gradient, clip, update, validate, save.
 
 Batches are pure functions of the step and checkpoints hold the rest, so a killed run resumes where it stood. The loop
-knows tasks only by their batches and their (sum, count) loss; it has no idea of text.
+knows tasks only by their batches and their (sum, count) loss; it has no idea of text, labels or tokenizers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +19,30 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from formary.data.shards import TokenShards
 from formary.errors import FormaryError, RecipeError
 from formary.model.topologies import Network
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch, Batches, Task
+from formary.tasks.protocol import Batch, Batches
 from formary.train import checkpoint
 from formary.train.machine import Runtime
 from formary.train.optimisers import Optimiser
 from formary.train.records import ProgressLine, Records, duration
 from formary.train.schedules import lr_factor
+from formary.train.tuning import lr_scale
+
+Loss = Callable[[Network, Batch], tuple[Tensor, Tensor]]
+"""The summed loss of a batch in nats and the number of predictions in it, both scalars."""
 
 _RECORDS = 1000  # at most about this many training lines in metrics.jsonl
 _BAD_STEPS = 20  # non-finite steps in a row before the run gives up
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """UTF-8 bytes that one token stands for, on average, in either split."""
+
+    training: float
+    validation: float
 
 
 class Interrupted(FormaryError):
@@ -47,7 +58,8 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    best_loss: float = math.inf
+    best: float = math.inf  # what chooses the best weights: the validation loss, or a score turned negative
+    best_loss: float = math.inf  # the validation loss of the best weights
     best_step: int = 0
     validations_without_gain: int = 0
     bad_steps: int = 0
@@ -55,25 +67,32 @@ class Progress:
 
 
 def train(
-    task: Task,
+    loss_of: Loss,
     network: Network,
     *,
-    training: TokenShards,
-    validation: TokenShards | None,
+    batches: Batches,
+    validation: Callable[[], Iterable[Batch]] | None,
     settings: Train,
     runtime: Runtime,
     run: Path,
     checkpoints: Path,
     console: Console,
+    token_bytes: TokenBytes | None = None,
+    score: Callable[[Network], tuple[str, float]] | None = None,
     sample: Callable[[Network], str] | None = None,
     compiled: bool = False,
 ) -> Progress:
     """Train `network` in place until the last step, early stop, or a signal; it ends with the best weights.
 
     Args:
-        validation: measured every `validate_every` steps; None trains without (the last weights count as best).
+        loss_of: the summed loss of a batch in nats and the number of predictions in it.
+        batches: what to learn from, step by step.
+        validation: the same batches at every call, measured every `validate_every` steps; None trains without (the
+            last weights count as best).
         run: the run folder, for metrics.jsonl and tensorboard/.
         checkpoints: where to save; the newest whole checkpoint there is resumed.
+        token_bytes: UTF-8 bytes that a token of training and of validation stands for, to speak of bits per byte.
+        score: a metric's name and value, higher is better, that chooses the best weights instead of the loss.
         sample: gives a text sample of the network, shown and recorded every `sample_every` steps.
         compiled: run the loss through torch.compile.
 
@@ -82,15 +101,18 @@ def train(
         FormaryError: the loss stayed non-finite.
     """
     network.to(runtime.device)
-    batches = task.training_batches(training)
     total = total_steps(settings, batches)
-    optimiser = Optimiser(network, settings.optimiser, dtype=getattr(torch, runtime.precision))
+    optimiser = Optimiser(
+        network,
+        settings.optimiser,
+        dtype=getattr(torch, runtime.precision),
+        lr_scale=lambda name: lr_scale(name, network.config, settings.tune),
+    )
     average = Average(network, settings.ema) if settings.ema else None
     torch.manual_seed(settings.seed)
     progress = _resume(checkpoints, network, optimiser, average, console)
-    loss_of = torch.compile(task.loss) if compiled else task.loss
+    step_loss = torch.compile(loss_of) if compiled else loss_of
     records = Records(run, resume_step=progress.step)
-    token_bytes = bytes_per_token(training) if task.covers_text else None
     every = max(1, total // _RECORDS)
     recent_loss, recent_steps, recent_tokens, recent_seconds = 0.0, 0, 0, 0.0
     saved_step = progress.step
@@ -107,7 +129,7 @@ def train(
         while progress.step < total and not _has_levelled_off(progress, settings):
             began = time.perf_counter()
             batch = batches.batch(progress.step)
-            loss, _, norm = gradient(loss_of, network, batch, settings, runtime)
+            loss, _, norm = gradient(step_loss, network, batch, settings, runtime)
             factor = lr_factor(settings.schedule, progress.step, total)
             if math.isfinite(loss) and math.isfinite(norm):
                 optimiser.step(factor)
@@ -133,7 +155,7 @@ def train(
 
             if progress.step % every == 0 or progress.step == total:
                 mean = recent_loss / recent_steps
-                bits = mean / math.log(2) / token_bytes if token_bytes else None
+                bits = mean / math.log(2) / token_bytes.training if token_bytes else None
                 rate = recent_tokens / recent_seconds
                 values = {
                     "loss": mean,
@@ -151,16 +173,20 @@ def train(
                 if validation is not None:
                     began = time.perf_counter()
                     with averaged(network, average):
-                        measured = validation_loss(task, network, validation, settings.validation_tokens, runtime)
+                        measured = validation_loss(loss_of, network, validation(), runtime)
+                        scored = score(network) if score else None
                     values = {"validation_loss": measured, "validation_seconds": time.perf_counter() - began}
                     said = f"step {progress.step}: validation loss {measured:.4f}"
-                    if task.covers_text:
-                        values["validation_bits_per_byte"] = measured / math.log(2) / bytes_per_token(validation)
+                    if token_bytes:
+                        values["validation_bits_per_byte"] = measured / math.log(2) / token_bytes.validation
                         said += f", {values['validation_bits_per_byte']:.3f} bits per byte"
+                    if scored:
+                        values[f"validation_{scored[0]}"] = scored[1]
+                        said += f", {scored[0].replace('_', ' ')} {scored[1]:.4f}"
                     records.write(progress.step, values | {"seconds": progress.seconds})
                     line.say(f"{said}, after {duration(progress.seconds)}")
-                    if measured < progress.best_loss:
-                        progress.best_loss, progress.best_step = measured, progress.step
+                    if (badness := -scored[1] if scored else measured) < progress.best:
+                        progress.best, progress.best_step, progress.best_loss = badness, progress.step, measured
                         progress.validations_without_gain = 0
                         save()
                     else:
@@ -203,13 +229,8 @@ def total_steps(settings: Train, batches: Batches) -> int:
     return settings.steps or 1000
 
 
-def bytes_per_token(shards: TokenShards) -> float:
-    """UTF-8 bytes of text that one token stands for, on average."""
-    return float(shards.document_bytes.sum()) / max(shards.tokens, 1)
-
-
 def gradient(
-    loss_of: Callable[[Network, Batch], tuple[Tensor, Tensor]],
+    loss_of: Loss,
     network: Network,
     batch: Batch,
     settings: Train,
@@ -242,17 +263,13 @@ def gradient(
 
 
 @torch.no_grad()
-def validation_loss(
-    task: Task, network: Network, shards: TokenShards, max_tokens: int | None, runtime: Runtime
-) -> float:
-    """Mean loss in nats per prediction over the split, or its first `max_tokens` tokens."""
+def validation_loss(loss_of: Loss, network: Network, batches: Iterable[Batch], runtime: Runtime) -> float:
+    """Mean loss in nats per prediction over the batches."""
     network.eval()
     loss_sum, count = 0.0, 0
-    for batch in task.validation_batches(shards, max_tokens=max_tokens):
+    for batch in batches:
         with runtime.autocast():
-            summed, predictions = task.loss(
-                network, {name: tensor.to(runtime.device) for name, tensor in batch.items()}
-            )
+            summed, predictions = loss_of(network, {name: tensor.to(runtime.device) for name, tensor in batch.items()})
         loss_sum, count = loss_sum + float(summed), count + int(predictions)
     network.train()
     return loss_sum / max(count, 1)

@@ -7,7 +7,7 @@ An `Optimiser` is a few torch optimisers that step together, with peak rates the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -78,12 +78,19 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Optimiser:
     """The optimisers of a run behind one `step`; `lr_factor` scales every group's peak rate."""
 
-    def __init__(self, network: nn.Module, settings: schema.Optimiser, *, dtype: torch.dtype = torch.float32) -> None:
-        """`dtype`: see `Muon`."""
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: schema.Optimiser,
+        *,
+        dtype: torch.dtype = torch.float32,
+        lr_scale: Callable[[str], float] = lambda name: 1.0,
+    ) -> None:
+        """`dtype`: see `Muon`; `lr_scale` gives the share of the learning rate that a weight has by its name."""
         self.l1 = settings.l1
         self.named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self.matrices = [parameter for parameter in self.named.values() if parameter.ndim >= 2]
-        self.parts = _parts(self.named, settings, dtype)
+        self.parts = _parts(self.named, settings, dtype, lr_scale)
         for part in self.parts:
             for group in part.param_groups:
                 group["peak_lr"] = group["lr"]
@@ -128,33 +135,36 @@ class Optimiser:
 
 
 def _parts(
-    named: dict[str, nn.Parameter], settings: schema.Optimiser, dtype: torch.dtype
+    named: dict[str, nn.Parameter], settings: schema.Optimiser, dtype: torch.dtype, lr_scale: Callable[[str], float]
 ) -> list[torch.optim.Optimizer]:
-    hidden, decayed, plain = [], [], []
+    hidden: dict[float, list[nn.Parameter]] = defaultdict(list)
+    rest: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named.items():
-        if parameter.ndim < 2:
-            plain.append(parameter)
-        elif settings.name == "muon" and parameter.ndim == 2 and ".blocks." in name:
-            hidden.append(parameter)
+        scale = lr_scale(name)
+        if settings.name == "muon" and parameter.ndim == 2 and ".blocks." in name:
+            hidden[scale].append(parameter)
         else:
-            decayed.append(parameter)
+            rest[parameter.ndim >= 2, scale].append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "lr": settings.lr * scale,
+        }
+        for (decays, scale), parameters in sorted(rest.items(), key=lambda item: (not item[0][0], -item[0][1]))
     ]
-    groups = [group for group in groups if group["params"]]
     fused = all(parameter.dtype == torch.float32 for parameter in named.values())
     parts: list[torch.optim.Optimizer] = []
-    if settings.name == "sgd":
+    if groups and settings.name == "sgd":
         parts.append(torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum))
-    elif settings.name == "adam":
+    elif groups and settings.name == "adam":
         parts.append(torch.optim.Adam(groups, lr=settings.lr, betas=settings.betas, fused=fused))
-    else:
+    elif groups:
         parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused))
     if hidden:
         parts.append(
             Muon(
-                hidden,
+                [{"params": parameters, "lr": settings.matrix_lr * scale} for scale, parameters in hidden.items()],
                 lr=settings.matrix_lr,
                 momentum=settings.momentum,
                 weight_decay=settings.weight_decay,

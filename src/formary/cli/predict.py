@@ -1,0 +1,90 @@
+"""The commands that let models answer rows: predict writes the answers, compare says which of two models is better."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from formary.errors import FormaryError
+
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", metavar="OURS=YOURS", help="Another column's name, e.g. text=body.")
+]
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
+    input: Annotated[str, typer.Argument(help="A file of rows, a text in quotes, or - for lines from standard input.")],
+    out: Annotated[Path | None, typer.Option(help="Write JSONL here: each row with its answer.")] = None,
+    column: Columns = None,
+    beams: Annotated[int | None, typer.Option(min=1, help="For tasks that write: width of the beam search.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print whole answers as JSON, one a line.")] = False,
+) -> None:
+    """Answer rows with a fine-tuned model: labels, tags, answers in a text, translations."""
+    from formary.infer.loaded import load
+    from formary.pipeline.measure import rows_for, write_answers
+
+    loaded = load(model)
+    task = loaded.task
+    rows = rows_for(task, input, columns=_mapping(column), answers=False)
+    options = {"beams": beams} if beams else {}
+    answers = loaded.predict(rows, **options)
+    for note in loaded.task.notes():
+        print(f"note: {note}", file=sys.stderr)
+    if out:
+        write_answers(out, rows, answers)
+        print(f"{len(answers):,} answers written to {out}")
+        return
+    for row, answer in zip(rows, answers):
+        print(json_format.dumps(answer, ensure_ascii=False) if json else _line(task, row, answer))
+
+
+def compare(
+    model_a: Annotated[str, typer.Argument(help="A model folder (also another library's) or a hub id.")],
+    model_b: Annotated[str, typer.Argument(help="The model to compare it with.")],
+    data: Annotated[str, typer.Argument(help="Rows with the right answers.")],
+    column: Columns = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure two models on the same rows: better, worse, or cannot tell, by paired 95 % intervals."""
+    from formary.pipeline.measure import compare as measure
+
+    result = measure(model_a, model_b, data, columns=_mapping(column))
+    if json:
+        print(json_format.dumps(result, ensure_ascii=False))
+        return
+    print(f"measured on: {result['metrics'][0]['protocol']}\nA = {model_a}\nB = {model_b}")
+    for metric in result["metrics"]:
+        print(f"  A: {metric['says']}")
+    print(f"by {result['metrics'][0]['metric'].replace('_', ' ')}: {result['verdict']}")
+
+
+def _mapping(given: list[str] | None) -> dict[str, str]:
+    found = {}
+    for entry in given or ():
+        ours, equals, theirs = entry.partition("=")
+        if not (ours and equals and theirs):
+            raise FormaryError(f"--column {entry}: expected ours=yours, e.g. --column text=body")
+        found[ours] = theirs
+    return found
+
+
+def _line(task: Any, row: Any, answer: dict[str, Any]) -> str:
+    """An answer for the eye: what it is, how sure the model is, and the beginning of what it was asked."""
+    said = next(
+        (answer[name] for name in ("label", "labels", "value", "answer", "text", "tags") if name in answer), None
+    )
+    if said is None:
+        return json_format.dumps(answer, ensure_ascii=False)
+    if isinstance(said, list):
+        tokens = row.get("tokens")
+        said = " ".join(f"{t}/{tag}" for t, tag in zip(tokens, said)) if tokens else ", ".join(said)
+    elif isinstance(said, float):
+        said = f"{said:.4g}"
+    sure = f"{answer['probability']:.3f}" if "probability" in answer else ""
+    asked = "" if "tags" in answer else " ".join(str(row.get(task.asks[0], "")).split())[:80]
+    return "\t".join(part for part in (str(said), sure, asked) if part)

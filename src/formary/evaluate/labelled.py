@@ -1,0 +1,120 @@
+"""Measures a labelled task's answers: which metrics, details and baselines a kind of answer gets, and what leaked.
+
+One table joins kinds of answers to the modules that measure them. Test rows that nearly repeat a training row are
+counted, and the first metric is given again without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from formary.data.duplicates import NearDuplicates
+from formary.recipe.schema import Evaluate
+from formary.tasks.protocol import Answer, LabelledTask, Row
+
+Answers = Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How one kind of answer is measured; `training` rows are only for baselines to learn from."""
+
+    metrics: Callable[[LabelledTask, Sequence[Row], Mapping[str, Answers], Evaluate, str], list[dict[str, Any]]]
+    details: Callable[[LabelledTask, Sequence[Row], Answers], dict[str, Any]]
+    baselines: Callable[[LabelledTask, Sequence[Row], Sequence[Row]], dict[str, list[Answer]]]
+
+
+def measured(
+    task: LabelledTask,
+    rows: Sequence[Row],
+    answers: Answers,
+    *,
+    training: Sequence[Row],
+    settings: Evaluate,
+    split: str,
+) -> dict[str, Any]:
+    """Metrics beside baselines on the same rows, details, and the first metric without rows that leaked.
+
+    Returns:
+        {"split", "metrics", "details", "leakage", "notes"}, JSON-able; metrics as `language_model.evaluate` gives.
+    """
+    suite = suite_of(task)
+    baselines = suite.baselines(task, training, rows) if settings.baselines and training else {}
+    by_model = {"model": answers, **baselines}
+    metrics = suite.metrics(task, rows, by_model, settings, f"{split}, {len(rows):,} rows")
+    leaked = near_training(task, training, rows, settings.near_duplicates)
+    notes = []
+    if leaked:
+        kept = [number for number in range(len(rows)) if number not in leaked]
+        notes.append(
+            f"{len(leaked):,} of {len(rows):,} {split} rows nearly repeat a training row "
+            f"(similarity above {settings.near_duplicates:g}); the first metric is given without them too"
+        )
+        if kept:
+            rest = {name: [given[number] for number in kept] for name, given in by_model.items()}
+            where = f"{split} without near-duplicates of training rows, {len(kept):,} rows"
+            metrics.insert(1, suite.metrics(task, [rows[number] for number in kept], rest, settings, where)[0])
+    return {
+        "split": split,
+        "metrics": metrics,
+        "details": suite.details(task, rows, answers),
+        "leakage": {"rows": len(leaked), "of": len(rows), "examples": [_key(task, rows[n])[:200] for n in leaked[:3]]},
+        "notes": notes,
+    }
+
+
+def headline(task: LabelledTask, rows: Sequence[Row], answers: Answers) -> tuple[str, float]:
+    """The first metric's name and value, negative where lower is better."""
+    quick = Evaluate(baselines=False, bootstrap=100)
+    first = suite_of(task).metrics(task, rows, {"model": answers}, quick, "validation")[0]
+    value = float(first["model"]["value"])
+    return first["metric"], -value if first["metric"] in LOWER_IS_BETTER else value
+
+
+def near_training(task: LabelledTask, training: Sequence[Row], rows: Sequence[Row], threshold: float) -> list[int]:
+    """The numbers of the rows whose text is nearly that of a training row."""
+    index = NearDuplicates(threshold)
+    for start in range(0, len(training), 1000):
+        index.add([_key(task, row) for row in training[start : start + 1000]])
+    found = index.find([_key(task, row) for row in rows])
+    return [number for number, neighbour in enumerate(found) if neighbour is not None]
+
+
+def _key(task: LabelledTask, row: Row) -> str:
+    return str(row["text"]) if "text" in row or task.form.text is None else task.form.text(row)
+
+
+# Which module measures which kind of answer -----------------------------------------------------------------------------
+
+LOWER_IS_BETTER = ("mae", "rmse", "log_loss", "ece")
+
+
+def _label_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    from formary.evaluate import labels
+
+    return labels.metrics(rows, answers, settings=settings, where=where, labels=task.labels, kind=task.kind)
+
+
+def _label_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    from formary.evaluate import labels
+
+    columns = sorted({name for row in rows[:1000] for name in row} - {"text", "text_pair", "label"})
+    return labels.details(rows, answers, labels=task.labels, kind=task.kind, columns=columns)
+
+
+def _label_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    from formary.evaluate import labels
+
+    return labels.baselines(training, rows, kind=task.kind)
+
+
+SUITES: dict[str, Suite] = {"labels": Suite(_label_metrics, _label_details, _label_baselines)}
+
+
+def suite_of(task: LabelledTask) -> Suite:
+    """How the answers of a task are measured."""
+    return SUITES[task.answers]

@@ -1,0 +1,165 @@
+"""The train and evaluate stages of labelled tasks: from rows with answers to a fine-tuned, measured model.
+
+What a task is, is the task's; which metrics and baselines its answers get, is evaluate's. Here they meet the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from formary import durable
+from formary.pipeline.context import Context
+
+if TYPE_CHECKING:
+    from formary.data.tokenizer import Tokenizer
+    from formary.model.topologies import Network
+    from formary.tasks.protocol import LabelledTask
+    from formary.train.machine import Runtime
+
+_SCORED_ROWS = 2000  # validation rows that choose the best weights
+_SHOWN = 5  # predictions in the report
+
+
+def train_rows(context: Context, kind: type[LabelledTask]) -> float:
+    """Fine-tune the model of `model.start`, or train one from scratch, on the training rows.
+
+    Returns:
+        seconds of training before this go, as every train stage.
+    """
+    from formary.data import tokenizer
+    from formary.pipeline.stages import checkpoint_folder, generation_defaults, save_model, say_model
+    from formary.tasks.reading import RowBatches, in_batches
+    from formary.train.loop import train
+    from formary.train.lora import save_adapter
+    from formary.train.machine import runtime
+    from formary.train.tuning import finish, prepare, trainable_count
+
+    recipe, settled = context.recipe, runtime(context.recipe.machine)
+    words = tokenizer.load(context.tokenizer)
+    rows, validation_rows = context.rows_of("train"), context.rows_of("validation")
+    task, network = _task_and_network(context, kind, words, rows)
+    prepare(network, recipe.train.tune, seed=recipe.train.seed)
+    say_model(context, network, settled)
+    if recipe.train.tune.method != "full":
+        context.console.print(f"  {trainable_count(network):,} of them train ({recipe.train.tune.method})")
+    examples = task.examples(rows, targets=True, where="training row")
+    validation = task.examples(validation_rows, targets=True, where="validation row")
+    for note in [*task.notes(), *_first_example(task, examples)]:
+        context.console.print(f"  {note}")
+    if not validation:
+        context.console.print("  no validation rows: the last weights will count as the best")
+    progress = train(
+        task.loss,
+        network,
+        batches=RowBatches(task, examples, recipe.train),
+        validation=(lambda: in_batches(task, validation)) if validation else None,
+        settings=recipe.train,
+        runtime=settled,
+        run=context.folder,
+        checkpoints=checkpoint_folder(context),
+        console=context.console,
+        score=_score(task, validation_rows[:_SCORED_ROWS], settled) if recipe.train.best == "metric" else None,
+        compiled=recipe.machine.compile,
+    )
+    if recipe.train.tune.method == "lora":
+        save_adapter(context.folder / "adapter", network, recipe.train.tune, base=str(recipe.model.start))
+    finish(network)
+    if hasattr(task, "finish"):
+        task.finish(network)
+    save_model(context, network, words, progress, generation=generation_defaults(recipe), settings=task.settings())
+    return progress.seconds_before
+
+
+def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
+    """Measure the finished model on the test rows beside the baselines; also without test rows like training rows."""
+    from formary.evaluate.labelled import measured
+    from formary.infer.loaded import load
+    from formary.train.machine import runtime
+
+    settled = runtime(context.recipe.machine)
+    model = load(context.model)
+    task = kind.of_model(model.config, model.tokenizer, model.formary.get("settings", {}))
+    split = next((name for name in ("test", "validation") if context.rows(name)), None)
+    if split is None:
+        context.console.print("  no test or validation rows: nothing is measured")
+        return {"split": None, "metrics": [], "samples": []}
+    if split == "validation":
+        context.console.print(
+            "  no test rows: measured on validation, which also chose the weights; that flatters the model a little"
+        )
+    rows = context.rows_of(split)
+    answers = task.predict(model.network.to(settled.device), rows, precision=settled.autocast)
+    result = measured(
+        task, rows, answers, training=context.rows_of("train"), settings=context.recipe.evaluate, split=split
+    )
+    durable.write_json(context.folder / "predictions.json", answers)
+    for note in [*task.notes(), *result["notes"]]:
+        context.console.print(f"  note: {note}")
+    result["samples"] = [
+        {"prompt": _told({name: row.get(name) for name in task.asks}), "text": _told(answer), "settings": {}}
+        for row, answer in zip(rows[:_SHOWN], answers)
+    ]
+    return result
+
+
+def texts_of(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Every text in the rows, however deep: what a tokenizer is trained on."""
+    for row in rows:
+        yield from _strings(row)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        if value and all(isinstance(inner, str) for inner in value):
+            yield " ".join(value)
+        else:
+            for inner in value:
+                yield from _strings(inner)
+
+
+def _task_and_network(
+    context: Context, kind: type[LabelledTask], words: Tokenizer, rows: list[dict[str, Any]]
+) -> tuple[LabelledTask, Network]:
+    from formary.model.topologies import build, with_head
+    from formary.pipeline.stages import loaded_start
+
+    recipe = context.recipe
+    if recipe.model.start is None:
+        task = kind.learn(recipe, words, rows, start=None)
+        return task, build(task.model_config(), seed=recipe.train.seed)
+    start = loaded_start(context, words)
+    task = kind.learn(recipe, words, rows, start=start.config)
+    return task, with_head(start, task.head(start.config), seed=recipe.train.seed)
+
+
+def _score(task: LabelledTask, rows: list[dict[str, Any]], settled: Runtime) -> Callable[[Network], tuple[str, float]]:
+    """The task's first metric on the validation rows, turned so that higher is better."""
+    from formary.evaluate.labelled import headline
+
+    def score(network: Network) -> tuple[str, float]:
+        return headline(task, rows, task.predict(network, rows, precision=settled.autocast))
+
+    return score
+
+
+def _first_example(task: LabelledTask, examples: list[Any]) -> list[str]:
+    """The first training example as the task shows it, for tasks whose rows are rendered before they are learned."""
+    shown = getattr(task, "show", None)
+    return list(shown(examples[0])) if shown and examples else []
+
+
+def _told(values: dict[str, Any]) -> str:
+    """A row's question, or an answer, in one line."""
+    parts = []
+    for name, value in values.items():
+        if name in ("probabilities", "vector") or value is None:
+            continue
+        said = f"{value:.3f}" if isinstance(value, float) else str(value)
+        parts.append(said if len(values) == 1 or name in ("text", "label", "answer") else f"{name}: {said}")
+    return "; ".join(parts)[:500]
