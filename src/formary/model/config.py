@@ -161,9 +161,7 @@ class ModelConfig:
         object.__setattr__(self, "labels", tuple(self.labels))
         unfit = self.topology == "encoder_decoder" or not self.labels or len(set(self.labels)) < len(self.labels)
         if self.labelled and unfit:
-            raise RecipeError(
-                f"a {self.head} head needs an encoder or decoder, and labels: {list(self.labels)}, each once"
-            )
+            raise RecipeError(f"a {self.head} head needs an encoder or decoder, and labels, each once: {self.labels}")
         if self.topology == "decoder" and self.pooling == "first":  # which has seen nothing but itself
             object.__setattr__(self, "pooling", "last")
 

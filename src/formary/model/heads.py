@@ -75,5 +75,5 @@ def pooled(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.dtype)
     if pooling == "mean":
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return hidden[torch.arange(len(hidden), device=mask.device), ((mask > 0) * places).argmax(1)]
+    last = ((mask > 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return hidden[torch.arange(len(hidden), device=mask.device), last]
