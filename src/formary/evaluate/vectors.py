@@ -234,13 +234,14 @@ def _correlation(first: Floats, second: Floats, weights: Floats) -> Floats:
 
 def _unit_vectors(answers: Sequence[Answer], name: str) -> Any:
     """(rows, width) of length 1, or 0 where they were 0: a numpy array, or a sparse table of sparse rows."""
-    from scipy import sparse
     from sklearn.preprocessing import normalize
 
     vectors = [answer[name] for answer in answers]
-    if sparse.issparse(vectors[0]):
-        return normalize(sparse.vstack(vectors, format="csr"))
-    return normalize(np.asarray(vectors, dtype=np.float64))
+    if not hasattr(vectors[0], "indptr"):
+        return normalize(np.asarray(vectors, dtype=np.float64))
+    starts = np.cumsum([0, *(len(vector.data) for vector in vectors)])
+    parts = [np.concatenate([getattr(vector, part) for vector in vectors]) for part in ("data", "indices")]
+    return normalize(type(vectors[0])((*parts, starts), shape=(len(vectors), vectors[0].shape[1])))
 
 
 def _dense(product: Any) -> Floats:
