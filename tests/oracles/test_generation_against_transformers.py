@@ -18,7 +18,7 @@ from transformers.generation import (
 )
 
 from formary.infer.beam import beam_search
-from formary.infer.chat import render
+from formary.data.chat import render
 from formary.infer.engine import Engine, Request
 from formary.infer.sampling import History, SamplingSettings, Table, process
 from formary.model.presets import preset

@@ -17,7 +17,7 @@ import torch
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError, nearest
 from formary.infer.beam import Hypothesis, beam_search
-from formary.infer.chat import Message, render
+from formary.data.chat import Message, render
 from formary.infer.engine import Engine, Event, Finish, Request
 from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.infer.stepper import Stepper, evaluating

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from formary.errors import CheckpointError, FormaryError, RequestError
-from formary.infer.chat import render
+from formary.data.chat import render
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
