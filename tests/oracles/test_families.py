@@ -337,11 +337,11 @@ def test_a_sharded_checkpoint_is_read_through_its_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_class", "config_class", "fields", "left_out"),
     [
-        ("BertForSequenceClassification", "BertConfig", BERT, ("classifier.bias", "classifier.weight")),
+        ("BertForMultipleChoice", "BertConfig", BERT, ("classifier.bias", "classifier.weight")),
         ("ViTForImageClassification", "ViTConfig", VIT, ("classifier.bias", "classifier.weight")),
     ],
 )
-def test_the_backbone_of_a_classifier_is_read_and_its_head_named(
+def test_of_a_head_that_we_do_not_build_the_backbone_is_read_and_the_rest_named(
     model_class: str, config_class: str, fields: dict[str, Any], left_out: tuple[str, ...], tmp_path: Path
 ) -> None:
     model = getattr(transformers, model_class)(getattr(transformers, config_class)(**fields)).eval()

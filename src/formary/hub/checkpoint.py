@@ -39,7 +39,7 @@ class Checkpoint:
         chat_template: the Jinja template that turns messages into a prompt, where there is one.
         formary: formary.json, or {}: what Formary noted about a model of its own (task, labels, recipe).
         tokenizer: of a GGUF file, which has its tokenizer inside; None for folders, see `data.tokenizer.load`.
-        left_out: names of weights that belong to heads which Formary does not build, such as a classifier.
+        left_out: names of weights that belong to heads which Formary does not build, such as for multiple choice.
     """
 
     network: Network
@@ -141,7 +141,7 @@ def save(
         except SafetensorError as error:
             raise StorageError(f"{folder / 'model.safetensors'}: could not be written ({error})") from error
     write_json(folder / "config.json", {**family.write(config), "torch_dtype": dtype})
-    if config.topology != "encoder":
+    if config.topology != "encoder" and not config.labelled:
         write_json(folder / "generation_config.json", {**_generation_ids(config), **(generation or {})})
     if formary is not None:
         write_json(folder / "formary.json", formary)

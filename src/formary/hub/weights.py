@@ -20,6 +20,7 @@ from formary.errors import CheckpointError
 from formary.hub.families.family import BUFFERS, Family, join
 from formary.model.config import ModelConfig, TransformerConfig
 from formary.model.embedders import TextEmbedder
+from formary.model.heads import LanguageHead
 from formary.model.topologies import Network, build
 
 INDEX = "model.safetensors.index.json"
@@ -118,7 +119,7 @@ def assemble(family: Family, hf: dict[str, Any], source: Source) -> tuple[Networ
     """
     spelled = {family.canonical(name): name for name in source.names if not BUFFERS.search(name)}
     try:
-        config = family.config(hf, frozenset(spelled))
+        config = family.read(hf, frozenset(spelled))
     except KeyError as error:
         raise CheckpointError(f"config.json: {error} is missing") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -194,8 +195,9 @@ def _put(network: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _tie(network: Network) -> None:
     embedder = network.embedder
-    if network.head is not None and network.config.tied_embeddings and isinstance(embedder, TextEmbedder):
-        network.head.weight = embedder.tokens.weight
+    head = network.head
+    if isinstance(head, LanguageHead) and network.config.tied_embeddings and isinstance(embedder, TextEmbedder):
+        head.weight = embedder.tokens.weight
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,10 +1,12 @@
 """BERT (with MiniLM), RoBERTa and DistilBERT: post-norm encoders with learned positions.
 
-The weights say what a checkpoint is: with BERT's prediction layers a masked language model, without them a backbone.
-Heads of other tasks (classifiers, question answering) are left out on reading.
+The weights say what a checkpoint is: with BERT's prediction layers a masked language model, without them a backbone,
+or one with a head over labels (`hub.families.labels`). The three differ in names, and in what comes after the blocks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from formary.errors import CheckpointError
 from formary.hub.families.family import (
@@ -19,6 +21,7 @@ from formary.hub.families.family import (
     refuse,
     table,
 )
+from formary.hub.families.labels import LabelHeads
 from formary.model.config import ModelConfig, TransformerConfig
 
 
@@ -117,7 +120,7 @@ def _distilbert(hf: HfConfig, names: frozenset[str]) -> ModelConfig:
 
 def _sizes(config: ModelConfig) -> HfConfig:
     stack = config.transformer
-    if not config.tied_embeddings:
+    if config.head == "masked" and not config.tied_embeddings:
         raise CheckpointError("an untied BERT or RoBERTa has two output biases; ours has one")
     if not config.token_types:
         raise CheckpointError("BERT and RoBERTa have token types")
@@ -165,73 +168,77 @@ def _distilbert_hf(config: ModelConfig) -> HfConfig:
     }
 
 
-def _backbone(prefix: str) -> Table:
-    """BERT's and RoBERTa's common part."""
-    layer, attention = f"{prefix}encoder.layer.{{i}}", f"{prefix}encoder.layer.{{i}}.attention"
+def _table(
+    prefix: str,
+    block: str,
+    layers: tuple[tuple[str, ...], str, str, str, str, str],
+    masked: tuple[str, str, str, str],
+    more: Mapping[str, str | Rule],
+) -> Table:
+    """The weights of all three.
+
+    Args:
+        block: how the name of a block begins; `layers` are those in it, in the order of ours below.
+        masked: the prediction head's dense layer, norm, bias and output matrix.
+        more: what not all of them have.
+    """
+    parts = ("attention.output", "attention_norm", "ffn.input", "ffn.output", "ffn_norm")
+    qkv, *single = layers
     return table(
         embedder={
             "embedder.tokens": f"{prefix}embeddings.word_embeddings",
             "embedder.positions": f"{prefix}embeddings.position_embeddings",
-            "embedder.types": f"{prefix}embeddings.token_type_embeddings",
             "embedder.norm": f"{prefix}embeddings.LayerNorm",
         },
-        blocks={
-            "transformer.blocks.{i}.attention.qkv": tuple(f"{attention}.self.{x}" for x in ("query", "key", "value")),
-            "transformer.blocks.{i}.attention.output": f"{attention}.output.dense",
-            "transformer.blocks.{i}.attention_norm": f"{attention}.output.LayerNorm",
-            "transformer.blocks.{i}.ffn.input": f"{layer}.intermediate.dense",
-            "transformer.blocks.{i}.ffn.output": f"{layer}.output.dense",
-            "transformer.blocks.{i}.ffn_norm": f"{layer}.output.LayerNorm",
-        },
-        end={"pooler.dense": f"{prefix}pooler.dense"},
+        attention={"transformer.blocks.{i}.attention.qkv": tuple(f"{prefix}{block}.{x}" for x in qkv)},
+        blocks={f"transformer.blocks.{{i}}.{ours}": f"{prefix}{block}.{x}" for ours, x in zip(parts, single)},
+        head=dict(zip(("head.dense", "head.norm", "head.bias", "head.weight"), masked)),
+        more=more,
     )
 
 
-_BERT_TABLE = {
-    **_backbone("bert."),
-    **table(
-        head={
-            "head.dense": "cls.predictions.transform.dense",
-            "head.norm": "cls.predictions.transform.LayerNorm",
-            "head.bias": "cls.predictions.bias",
-            "head.weight": "cls.predictions.decoder.weight",
-            # Theirs is (follows, random), ours (random, follows).
-            "next_sentence": Rule(("cls.seq_relationship",), flipped=True),
-        }
+_SELF = "attention.self"
+_BERT_LAYERS = (
+    (f"{_SELF}.query", f"{_SELF}.key", f"{_SELF}.value"),
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+)
+_CLS, _MASKED = "cls.predictions", "cls.predictions.transform"
+_BERT_TABLE = _table(
+    "bert.",
+    "encoder.layer.{i}",
+    _BERT_LAYERS,
+    (f"{_MASKED}.dense", f"{_MASKED}.LayerNorm", f"{_CLS}.bias", f"{_CLS}.decoder.weight"),
+    {
+        "embedder.types": "bert.embeddings.token_type_embeddings",
+        "pooler.dense": "bert.pooler.dense",
+        # Theirs is (follows, random), ours (random, follows).
+        "next_sentence": Rule(("cls.seq_relationship",), flipped=True),
+    },
+)
+_ROBERTA_TABLE = _table(
+    "roberta.",
+    "encoder.layer.{i}",
+    _BERT_LAYERS,
+    ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight"),
+    {"embedder.types": "roberta.embeddings.token_type_embeddings", "pooler.dense": "roberta.pooler.dense"},
+)
+_DISTILBERT_TABLE = _table(
+    "distilbert.",
+    "transformer.layer.{i}",
+    (
+        ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        "attention.out_lin",
+        "sa_layer_norm",
+        "ffn.lin1",
+        "ffn.lin2",
+        "output_layer_norm",
     ),
-}
-_ROBERTA_TABLE = {
-    **_backbone("roberta."),
-    **table(
-        head={
-            "head.dense": "lm_head.dense",
-            "head.norm": "lm_head.layer_norm",
-            "head.bias": "lm_head.bias",
-            "head.weight": "lm_head.decoder.weight",
-        }
-    ),
-}
-_LAYER = "distilbert.transformer.layer.{i}"
-_DISTILBERT_TABLE = table(
-    embedder={
-        "embedder.tokens": "distilbert.embeddings.word_embeddings",
-        "embedder.positions": "distilbert.embeddings.position_embeddings",
-        "embedder.norm": "distilbert.embeddings.LayerNorm",
-    },
-    blocks={
-        "transformer.blocks.{i}.attention.qkv": tuple(f"{_LAYER}.attention.{x}_lin" for x in ("q", "k", "v")),
-        "transformer.blocks.{i}.attention.output": f"{_LAYER}.attention.out_lin",
-        "transformer.blocks.{i}.attention_norm": f"{_LAYER}.sa_layer_norm",
-        "transformer.blocks.{i}.ffn.input": f"{_LAYER}.ffn.lin1",
-        "transformer.blocks.{i}.ffn.output": f"{_LAYER}.ffn.lin2",
-        "transformer.blocks.{i}.ffn_norm": f"{_LAYER}.output_layer_norm",
-    },
-    head={
-        "head.dense": "vocab_transform",
-        "head.norm": "vocab_layer_norm",
-        "head.bias": "vocab_projector.bias",
-        "head.weight": "vocab_projector.weight",
-    },
+    ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector.weight"),
+    {},
 )
 
 BERT = Family(
@@ -242,7 +249,11 @@ BERT = Family(
     rules=lambda config: _BERT_TABLE,
     prefix="bert.",
     outside=("cls.",),
-    task_heads=("classifier.", "qa_outputs."),
+    labels=LabelHeads(
+        "Bert", {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"}, "bert.pooler.dense"
+    ),
+    # Heads on single positions do not read the pooler, yet older checkpoints of them carry it.
+    task_heads=("classifier.", "qa_outputs.", "bert.pooler."),
     copies={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -256,7 +267,12 @@ ROBERTA = Family(
     rules=lambda config: _ROBERTA_TABLE,
     prefix="roberta.",
     outside=("lm_head.",),
-    task_heads=("classifier.", "qa_outputs."),
+    labels=LabelHeads(
+        "Roberta",
+        {"classify": "classifier.out_proj", "tag": "classifier", "span": "qa_outputs"},
+        pooler="classifier.dense",
+    ),
+    task_heads=("classifier.", "qa_outputs.", "roberta.pooler."),
     copies={
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -270,6 +286,12 @@ DISTILBERT = Family(
     rules=lambda config: _DISTILBERT_TABLE,
     prefix="distilbert.",
     outside=("vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
+    labels=LabelHeads(
+        "DistilBert",
+        {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"},
+        pooler="pre_classifier",
+        activation="relu",
+    ),
     task_heads=("classifier.", "pre_classifier.", "qa_outputs."),
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
 )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from formary.errors import CheckpointError, RecipeError, nearest
+from formary.hub.families.labels import LabelHeads
 from formary.model.config import Activation, ModelConfig, TransformerConfig
 
 HfConfig = dict[str, Any]
@@ -86,12 +87,14 @@ class Family:
     Args:
         name: ours for it.
         model_types: the values of config.json's model_type that it reads; the first is written.
-        config: config.json and the names of the weights -> our config.
+        config: config.json and the names of the weights -> our config; `read` adds a head over labels.
         hf_config: our config -> config.json, with architectures; `write` adds what every family needs.
         rules: the weight table for a config.
         prefix: of the backbone's names in checkpoints with a head; checkpoints of a bare backbone leave it out.
         outside: how the names that never carry the prefix begin.
-        task_heads: the beginnings of names that belong to heads Formary does not build; they are left out on reading.
+        labels: where heads over labels are; a family without them has none that Formary builds.
+        task_heads: the beginnings of names that belong to heads; those that Formary does not build are left out on
+            reading.
         copies: {their name: their original}, names under which a tied weight may be stored again, or instead.
         may_lack: config.json -> patterns of names that stand for zeros when absent.
     """
@@ -103,6 +106,7 @@ class Family:
     rules: Callable[[ModelConfig], Table | None]
     prefix: str = ""
     outside: tuple[str, ...] = ()
+    labels: LabelHeads | None = None
     task_heads: tuple[str, ...] = ()
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     may_lack: Callable[[HfConfig], tuple[str, ...]] = lambda hf: ()
@@ -118,6 +122,8 @@ class Family:
         rules = self.rules(config)
         if rules is None:  # our own layout
             return Rule((ours,))
+        if self.labels is not None and (place := self.labels.place(ours, config)) is not None:
+            return Rule((place,))
         number = re.search(r"\.blocks\.(\d+)\.", ours)
         pattern = ours.replace(number[0], ".blocks.{i}.", 1) if number else ours
         found, ending = rules.get(pattern), ""
@@ -129,11 +135,17 @@ class Family:
         names = tuple(name.replace("{i}", number[1] if number else "") + ending for name in found.names)
         return dataclasses.replace(found, names=names)
 
+    def read(self, hf: HfConfig, names: frozenset[str]) -> ModelConfig:
+        """The config of a checkpoint, from its config.json and the (canonical) names of its weights."""
+        config = self.config(hf, names)
+        return config if self.labels is None else self.labels.read(config, hf, names)
+
     def write(self, config: ModelConfig) -> HfConfig:
         """The whole config.json for a config: what the family says, and what every family needs."""
         return {
             "model_type": self.model_types[0],
             **self.hf_config(config),
+            **(self.labels.write(config) if self.labels is not None else {}),
             "bos_token_id": config.bos_id,
             "eos_token_id": config.eos_id,
             "pad_token_id": config.pad_id,
@@ -148,7 +160,7 @@ class Family:
                 if rule is None:
                     return False
                 theirs.update(rule.names)
-            again = self.config(self.write(config), frozenset(theirs))
+            again = self.read(self.write(config), frozenset(theirs))
         except (CheckpointError, RecipeError, KeyError, AttributeError, AssertionError):
             return False
         return _essence(again) == _essence(config)
@@ -172,8 +184,19 @@ def _essence(config: ModelConfig) -> ModelConfig:
         changes["decoder_start_id"] = None
     if config.image_size is not None:
         changes["head"] = "none"
-    if changes.get("head", config.head) == "none":
-        changes.update(tied_embeddings=True, head_bias=False, logit_scale=1.0)
+    head = changes.get("head", config.head)
+    if head == "none":
+        changes.update(head_bias=False)
+    if head == "none" or config.labelled:
+        changes.update(tied_embeddings=True, logit_scale=1.0)
+    if not config.labelled:
+        changes.update(labels=())
+    if head != "classify":
+        changes.update(problem="single")
+    if head != "classify" or config.pooler:
+        changes.update(pooling="first")
+    if not config.pooler:
+        changes.update(pooler_activation="tanh")
     return dataclasses.replace(config, **changes)
 
 

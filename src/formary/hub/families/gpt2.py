@@ -6,6 +6,7 @@ Its matrices are stored (in, out) and query, key and value are already fused.
 from __future__ import annotations
 
 from formary.hub.families.family import HF_ACTIVATIONS, Family, HfConfig, Rule, activation, ids, refuse, table
+from formary.hub.families.labels import LabelHeads
 from formary.model.config import ModelConfig, TransformerConfig
 
 
@@ -79,6 +80,7 @@ GPT2 = Family(
     rules=lambda config: _TABLE,
     prefix="transformer.",
     outside=("lm_head.",),
+    labels=LabelHeads("GPT2", {"classify": "score", "tag": "classifier"}),
     task_heads=("score.", "classifier.", "qa_outputs.", "multiple_choice_head."),
     copies={"lm_head.weight": "transformer.wte.weight"},
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from formary.errors import CheckpointError
 from formary.hub.families.family import HF_ACTIVATIONS, Family, HfConfig, activation, ids, table
+from formary.hub.families.labels import LabelHeads
 from formary.model.config import ModelConfig, RopeScaling, TransformerConfig
 
 _CONTEXT = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
@@ -167,6 +168,11 @@ _TABLE = table(
     end={"transformer.norm": "model.norm", "head.weight": "lm_head.weight"},
 )
 
+
+def _labels(stem: str) -> LabelHeads:
+    return LabelHeads(stem, {"classify": "score", "tag": "score"})
+
+
 LLAMA = Family(
     name="llama",
     model_types=("llama", "mistral"),
@@ -175,9 +181,10 @@ LLAMA = Family(
     rules=lambda config: _TABLE,
     prefix="model.",
     outside=("lm_head.",),
+    labels=_labels("Llama"),
     task_heads=("score.", "classifier.", "qa_outputs."),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     may_lack=_may_lack,
 )
-QWEN2 = dataclasses.replace(LLAMA, name="qwen2", model_types=("qwen2",), hf_config=_qwen2)
-QWEN3 = dataclasses.replace(LLAMA, name="qwen3", model_types=("qwen3",), hf_config=_qwen3)
+QWEN2 = dataclasses.replace(LLAMA, name="qwen2", model_types=("qwen2",), hf_config=_qwen2, labels=_labels("Qwen2"))
+QWEN3 = dataclasses.replace(LLAMA, name="qwen3", model_types=("qwen3",), hf_config=_qwen3, labels=_labels("Qwen3"))
