@@ -39,7 +39,7 @@ _PART_NAMES = {"train": "train", "training": "train", "test": "test"} | dict.fro
 def init(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders or globs.")],
     out: Annotated[Path, typer.Option(help="Where to write the recipe.")] = Path("recipe.yaml"),
-    task: Annotated[str | None, typer.Option(help="causal_lm, masked_lm or denoise; guessed when left out.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task, e.g. classify or causal_lm; guessed when left out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was seen as JSON.")] = False,
 ) -> None:
@@ -48,14 +48,16 @@ def init(
         raise RecipeError(f"{out} is already there; name another file with --out, or overwrite it with --force")
     from formary import durable
     from formary.recipe.guess import guess
+    from formary.recipe.guess_rows import guess_rows
     from formary.recipe.reading import parse
 
     sample = take_sample(data, relative_to=out.parent)
-    found = guess(
+    name, gflops = _recipe_name(data[0]), _speed()
+    found = guess_rows(sample, name=name, task=task, gflops=gflops) or guess(
         sample,
-        name=_recipe_name(data[0]),
+        name=name,
         task=task,
-        gflops=_speed(),
+        gflops=gflops,
         chinese_words=importlib.util.find_spec("jieba") is not None,
     )
     parse(found.recipe, name=str(out))  # what is written must be accepted by `formary run`

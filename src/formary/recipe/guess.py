@@ -45,7 +45,7 @@ _SPECIAL_TOKENS = {"causal_lm": 1, "masked_lm": 5, "denoise": 103}
 _COMPUTED = {"denoise": 0.5}
 _BATCH = 16
 _LONGEST = 1800.0  # seconds that a first run may take
-_REACHED = 0.7  # share of the measured matrix speed that training reaches
+REACHED = 0.7  # share of the measured matrix speed that training reaches
 _HASH_DOCUMENTS = 100  # fewer documents than this may leave a hash split without any for validation or test
 
 
@@ -116,18 +116,18 @@ def guess(
     chosen = Choice(task, "as you asked") if task else _task()
     column = _column(sample)
     documents = _documents(sample)
-    seen = _look(_split(sample, column.value, documents.value), sample.share, files=sample.files, cut=documents.value)
-    tokenizer = _tokenizer(seen, chosen.value)
-    vocab_size, tokens = _token_counts(seen, tokenizer)
+    seen = look(_split(sample, column.value, documents.value), sample.share, files=sample.files, cut=documents.value)
+    tokenizer = tokenizer_for(seen, chosen.value)
+    vocab_size, tokens = token_counts(seen, tokenizer)
     split = _split_of(sample, seen, cut_anywhere=sample.files == 1 and documents.value == "file")
     training = max(1, int(tokens * (1 - split.validation - split.test)))
     context = _context(seen, tokens, training)
     size, passes = _size(training)
-    parameters = _parameters(chosen.value, size.value, vocab_size, context.value)
+    parameters = parameter_estimate(chosen.value, size.value, vocab_size, context.value)
     computed = parameters * _COMPUTED.get(chosen.value, 1.0)
     steps, seconds = _steps(training, passes, context.value, computed, gflops)
-    lines = _Lines()
-    lines.comment(f"{name}: written by `formary init` after a look at {_percent(sample.share)} of the data.")
+    lines = Lines()
+    lines.comment(f"{name}: written by `formary init` after a look at {percent(sample.share)} of the data.")
     lines.comment("Every value is a guess with its reason beside it. `formary run` executes it as it stands.")
     lines.add(0, "name", name, "names the run folder, runs/" + name)
     lines.add(0, "task", chosen.value, f"{_LEARNS[chosen.value]}; {chosen.why}")
@@ -164,12 +164,12 @@ def _column(sample: Sample) -> Choice:
     """The column that holds text: one called text, else by a usual name, else the one with the longest text."""
     if sample.kind == "text":
         return Choice("text", "")
-    found = {name: length for name in _names(sample.rows) if (length := _text_length(sample.rows, name))}
+    found = {name: length for name in names_of(sample.rows) if (length := text_length(sample.rows, name))}
     if "text" in found:
         return Choice("text", "")
     if not found:
         raise DataError(
-            f"{', '.join(sample.sources)}: no column holds text (columns: {', '.join(_names(sample.rows)) or 'none'}); "
+            f"{', '.join(sample.sources)}: no column holds text (columns: {', '.join(names_of(sample.rows)) or 'none'}); "
             "text is a string of several words. Write it into a column `text`, or map one with data.columns.text"
         )
     usual = [name for wanted in _TEXT_NAMES for name in found if name.lower() == wanted]
@@ -190,26 +190,26 @@ def _documents(sample: Sample) -> Choice:
         pieces = _pieces(joined, pattern)
         if len(pieces) / sample.share >= 20 and max(map(len, pieces)) < 0.2 * len(joined):
             return Choice(
-                pattern, f"a chapter is a document: about {_rounded(len(pieces) / sample.share)} begin like this"
+                pattern, f"a chapter is a document: about {rounded(len(pieces) / sample.share)} begin like this"
             )
     lines = [line for line in joined.split("\n") if line.strip()]
     paragraphs = _pieces(joined, "paragraph")
-    chinese = _cjk_share(joined) > 0.3
+    chinese = cjk_share(joined) > 0.3
     if chinese and len(paragraphs) / sample.share >= _HASH_DOCUMENTS:
         # Chinese prose puts no blank lines between its paragraphs, so these are texts of their own.
-        return Choice("paragraph", f"blank lines separate about {_rounded(len(paragraphs) / sample.share)} texts")
+        return Choice("paragraph", f"blank lines separate about {rounded(len(paragraphs) / sample.share)} texts")
     ended = sum(bool(_SENTENCE_END.search(line.strip())) for line in lines)
     alone = len(lines) == len(paragraphs) or (len(paragraphs) < 0.01 * len(lines) and ended > 0.6 * len(lines))
     if alone and len(lines) / sample.share >= _HASH_DOCUMENTS:
-        return Choice("line", f"about {_rounded(len(lines) / sample.share)} lines that stand alone")
+        return Choice("line", f"about {rounded(len(lines) / sample.share)} lines that stand alone")
     return Choice("file", "one running text" if sample.files == 1 else f"{sample.files} running texts")
 
 
-def _tokenizer(seen: _Seen, task: str) -> Choice:
+def tokenizer_for(seen: _Seen, task: str) -> Choice:
     """Kind and vocabulary size, small enough that the text surely allows it: {"kind": ..., "vocab_size": ...}."""
     if seen.cjk > 0.3 and (seen.bytes < 100_000_000 or task == "masked_lm"):
         return Choice(
-            {"kind": "characters"}, f"{_percent(seen.cjk)} of the letters are Chinese or Japanese: each is a token"
+            {"kind": "characters"}, f"{percent(seen.cjk)} of the letters are Chinese or Japanese: each is a token"
         )
     if seen.bytes < 60_000:
         if seen.characters > 400:
@@ -225,7 +225,7 @@ def _tokenizer(seen: _Seen, task: str) -> Choice:
     settings: dict[str, Any] = {"kind": kind, "vocab_size": vocab_size}
     if kind == "wordpiece":
         settings["lowercase"] = True
-    why = f"for {_megabytes(seen.bytes)} of text" if vocab_size == wanted else "as many as the text surely allows"
+    why = f"for {megabytes(seen.bytes)} of text" if vocab_size == wanted else "as many as the text surely allows"
     return Choice(settings, why)
 
 
@@ -246,7 +246,7 @@ def _allowed_vocabulary(seen: _Seen, task: str) -> int:
     return int(alphabet + _SPECIAL_TOKENS[task] + 0.9 * words)
 
 
-def _token_counts(seen: _Seen, tokenizer: Choice) -> tuple[int, int]:
+def token_counts(seen: _Seen, tokenizer: Choice) -> tuple[int, int]:
     """(vocabulary size, tokens in all the data), estimated."""
     kind, vocab_size = tokenizer.value["kind"], tokenizer.value.get("vocab_size")
     if kind == "bytes":
@@ -291,7 +291,7 @@ def _context(seen: _Seen, tokens: int, training: int) -> Choice:
     """Tokens per sequence: 256, less for short documents, and never so much that there are only a few sequences."""
     longest = max(16, 1 << max(0, (training // 32).bit_length() - 1))
     if longest < 256:
-        return Choice(longest, f"short, as there are only about {_rounded(training)} tokens to learn from")
+        return Choice(longest, f"short, as there are only about {rounded(training)} tokens to learn from")
     typical = median(seen.lengths) * tokens / max(1, sum(seen.lengths) / seen.share)
     if typical < 48:
         return Choice(
@@ -303,10 +303,10 @@ def _context(seen: _Seen, tokens: int, training: int) -> Choice:
 def _size(training: int) -> tuple[Choice, float]:
     """The model's size for this many training tokens, and how many passes over them are worth it."""
     size, passes = next((size, passes) for limit, size, passes in _SIZES if limit is None or training < limit)
-    return Choice(size, f"layers x width, for about {_rounded(training)} training tokens"), passes
+    return Choice(size, f"layers x width, for about {rounded(training)} training tokens"), passes
 
 
-def _parameters(task: str, size: str, vocab_size: int, context: int) -> int:
+def parameter_estimate(task: str, size: str, vocab_size: int, context: int) -> int:
     """Weights of the task's preset at this size, to a few percent: norms and biases are not counted."""
     layers, width = (int(number) for number in size.split("x"))
     gated = 3 * width * (-(-8 * width // 3 // 32) * 32)
@@ -323,17 +323,17 @@ def _steps(training: int, passes: float, context: int, parameters: float, gflops
     A step computes 6 operations per parameter and token (Kaplan et al. 2020, section 2.1).
     """
     per_step = _BATCH * context
-    seconds_per_step = 6 * parameters * per_step / (gflops * 1e9 * _REACHED)
+    seconds_per_step = 6 * parameters * per_step / (gflops * 1e9 * REACHED)
     wanted = max(200, round(training * passes / per_step))
     allowed = max(200, int(_LONGEST / seconds_per_step))
     if wanted <= allowed:
         steps = _round_steps(wanted)
         seconds = steps * seconds_per_step
         seen = steps * per_step / training
-        return Choice(steps, f"{_passes(seen)} over the training text; roughly {_duration(seconds)} here"), seconds
+        return Choice(steps, f"{_passes(seen)} over the training text; roughly {duration(seconds)} here"), seconds
     steps = _round_steps(allowed)
     seconds, full = steps * seconds_per_step, wanted * seconds_per_step
-    why = f"roughly {_duration(seconds)} here; {_round_steps(wanted)} ({_duration(full)}) would make more of this text"
+    why = f"roughly {duration(seconds)} here; {_round_steps(wanted)} ({duration(full)}) would make more of this text"
     return Choice(steps, why), seconds
 
 
@@ -360,7 +360,7 @@ def _prompts(seen: _Seen, task: str) -> list[str]:
 
 
 def _write_data(
-    lines: _Lines,
+    lines: Lines,
     sample: Sample,
     column: Choice,
     documents: Choice,
@@ -374,7 +374,7 @@ def _write_data(
         1,
         "sources",
         list(sample.sources),
-        f"{_files(sample)}, about {_megabytes(seen.bytes)} of text",
+        f"{files_of(sample)}, about {megabytes(seen.bytes)} of text",
     )
     for part in ("validation", "test"):
         if getattr(sample, part):
@@ -418,7 +418,7 @@ def _words(seen: _Seen, chinese_words: bool) -> Choice:
     return Choice("none", 'jieba finds Chinese words for whole-word masking: pip install "formary[zh]"')
 
 
-def _write_training(lines: _Lines, task: str, steps: int, seen: _Seen, chinese_words: bool) -> None:
+def _write_training(lines: Lines, task: str, steps: int, seen: _Seen, chinese_words: bool) -> None:
     if task == "causal_lm":
         lines.section("optimiser", 1)
         lines.add(2, "name", "muon", "hidden matrices by Muon, the rest by AdamW")
@@ -437,7 +437,7 @@ def _write_training(lines: _Lines, task: str, steps: int, seen: _Seen, chinese_w
         lines.add(1, "sample_every", every * 2, "steps; watch it learn to write")
 
 
-class _Lines:
+class Lines:
     """YAML lines with their comments in one column, or above where a line is long."""
 
     _COLUMN, _WIDTH = 36, 120
@@ -485,19 +485,19 @@ _YAML_WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
 
 
 def _sentences(sample: Sample, column: Choice, documents: Choice, seen: _Seen, tokens: int) -> Iterator[str]:
-    looked = "all of it was looked at" if sample.share > 0.999 else f"{_percent(sample.share)} of it was looked at"
-    yield f"{_files(sample)}, about {_megabytes(seen.bytes)} of text; {looked}"
+    looked = "all of it was looked at" if sample.share > 0.999 else f"{percent(sample.share)} of it was looked at"
+    yield f"{files_of(sample)}, about {megabytes(seen.bytes)} of text; {looked}"
     if sample.kind != "text":
-        others = [_describe(sample.rows, name) for name in _names(sample.rows) if name != column.value]
+        others = [describe(sample.rows, name) for name in names_of(sample.rows) if name != column.value]
         yield f"text is in column {column.value}" + (f"; beside it {', '.join(others)}" if others else "")
     else:
         yield f"documents: {documents.value} ({documents.why})"
-    count = f"{_rounded(seen.count)} documents" if seen.count != 1 else "1 document"
+    count = f"{rounded(seen.count)} documents" if seen.count != 1 else "1 document"
     about = "" if sample.share > 0.999 else "about "
-    typical = f"{_rounded(median(seen.lengths))} characters" + (" in a typical one" if seen.count != 1 else "")
-    yield f"{about}{count}, {typical}, about {_rounded(tokens)} tokens"
+    typical = f"{rounded(median(seen.lengths))} characters" + (" in a typical one" if seen.count != 1 else "")
+    yield f"{about}{count}, {typical}, about {rounded(tokens)} tokens"
     if seen.cjk > 0.02:
-        yield f"{_percent(seen.cjk)} of the letters are Chinese or Japanese"
+        yield f"{percent(seen.cjk)} of the letters are Chinese or Japanese"
     if sample.encoding != "utf-8":
         yield f"encoding {sample.encoding}"
     for part in ("validation", "test"):
@@ -505,7 +505,7 @@ def _sentences(sample: Sample, column: Choice, documents: Choice, seen: _Seen, t
             yield f"for {part}: {', '.join(getattr(sample, part))}"
 
 
-def _files(sample: Sample) -> str:
+def files_of(sample: Sample) -> str:
     kind = "dataset folder" if sample.kind == "dataset" else f"{sample.kind} file"
     return f"{sample.files:,} {kind}" + ("s" if sample.files != 1 else "")
 
@@ -533,7 +533,7 @@ def _pieces(text: str, documents: str) -> list[str]:
     return [piece for piece in cut if piece.strip()]
 
 
-def _look(documents: list[str], share: float, *, files: int, cut: str) -> _Seen:
+def look(documents: list[str], share: float, *, files: int, cut: str) -> _Seen:
     lengths = [len(text) for text in documents]
     if sum(lengths) / share < 500:
         raise DataError(f"the data holds about {round(sum(lengths) / share)} characters of text, too few to learn from")
@@ -544,23 +544,23 @@ def _look(documents: list[str], share: float, *, files: int, cut: str) -> _Seen:
         share=share,
         count=files if cut == "file" else max(1, round(len(documents) / share)),
         bytes=round(total / share),
-        cjk=_cjk_share(joined),
+        cjk=cjk_share(joined),
         characters=len(set(joined)),
         emails=len(_EMAIL.findall(joined)) if "@" in joined else 0,
         lengths=lengths,
     )
 
 
-def _cjk_share(text: str) -> float:
+def cjk_share(text: str) -> float:
     letters = len(_LETTER.findall(text))
     return len(_CJK.findall(text)) / letters if letters else 0.0
 
 
-def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def names_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _text_length(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+def text_length(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     """The mean length of a column that holds text (several words, mostly different in each row); 0 for others."""
     values = [row.get(name) for row in rows]
     texts = [value for value in values if isinstance(value, str) and value.strip()]
@@ -574,7 +574,7 @@ def _text_length(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     return sum(map(len, texts)) / len(texts) if worded >= 0.5 * len(texts) else 0.0
 
 
-def _describe(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+def describe(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """A column by name, with its values where there are only a few."""
     values = {str(row.get(name)) for row in rows}
     if len(values) <= min(5, len(rows) // 2) and all(len(value) <= 20 for value in values):
@@ -585,7 +585,7 @@ def _describe(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 # Numbers as words -----------------------------------------------------------------------------------------------------
 
 
-def _rounded(number: float) -> str:
+def rounded(number: float) -> str:
     """Two leading digits: 1234 as 1,200, 1234567 as 1.2 million."""
     if number >= 1e6:
         return f"{number / 1e6:,.1f} million"
@@ -593,11 +593,11 @@ def _rounded(number: float) -> str:
     return f"{round(number / 10**digits) * 10**digits:,}"
 
 
-def _megabytes(count: float) -> str:
+def megabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3)):,} kB"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.01 else "less than 1 %"
 
 
@@ -605,7 +605,7 @@ def _passes(number: float) -> str:
     return f"{number:.0f} passes" if number >= 1.5 else f"{number:.1f} of a pass" if number < 0.95 else "one pass"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds / 10)) * 10} seconds"
     return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

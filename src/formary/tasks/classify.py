@@ -261,10 +261,12 @@ def _kind(values: Sequence[Any]) -> Kind:
     """Lists are several labels; many different numbers, or numbers with fractions, are quantities; the rest names."""
     if any(isinstance(value, list | tuple) for value in values):
         return "multi"
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        distinct = set(values)
-        if len(distinct) > _MANY_NUMBERS or any(not float(value).is_integer() for value in distinct):
-            return "regression"
+    try:
+        distinct = {float(value) for value in values if not isinstance(value, bool)}
+    except ValueError:  # names
+        return "single"
+    if len(distinct) > _MANY_NUMBERS or any(not value.is_integer() for value in distinct):
+        return "regression"
     return "single"
 
 
