@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from formary.evaluate.interval import Interval
 from formary.pipeline import figures
+from formary.pipeline.card import render_model_card, write_model_card
 from formary.pipeline.report import (
     Energy,
     Metric,
@@ -23,9 +24,7 @@ from formary.pipeline.report import (
     Sample,
     headline,
     language_of,
-    render_model_card,
     render_report,
-    write_model_card,
     write_report,
 )
 

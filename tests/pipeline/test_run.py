@@ -320,7 +320,7 @@ MIDDLES = [
     ("train", "formary.train.checkpoint.save_file", 5),
     ("train", "formary.hub.checkpoint.write_json", 2),
     ("evaluate", "formary.evaluate.language_model.paired_difference", 2),
-    ("report", "formary.pipeline.report.render_model_card", 1),
+    ("report", "formary.pipeline.card.render_model_card", 1),
 ]
 
 

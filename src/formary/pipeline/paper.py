@@ -60,6 +60,9 @@ def gather(context: Context) -> ReportData:
         validation=[record for record in records if "validation_loss" in record],
         metrics=metrics,
         samples=[*taken, *along],
+        details=evaluation.get("details", {}),
+        leakage=evaluation.get("leakage", {"rows": 0, "of": 0, "examples": []}),
+        notes=evaluation.get("notes", []),
         machine={
             "cpu": cpu_name(),
             "cores": physical_cores(),

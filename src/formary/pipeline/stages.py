@@ -279,8 +279,9 @@ def _evaluate_language_model(context: Context) -> dict[str, Any]:
 
 
 def _report(context: Context) -> None:
+    from formary.pipeline.card import write_model_card
     from formary.pipeline.paper import gather
-    from formary.pipeline.report import write_model_card, write_report
+    from formary.pipeline.report import write_report
 
     report = gather(context)
     durable.write_json(context.folder / "next.json", list(report.next_commands))
