@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from formary.evaluate.interval import Interval, blocks, bootstrap_ratio, paired_difference, units
+from formary.evaluate import interval
+from formary.evaluate.interval import (
+    Interval,
+    blocks,
+    bootstrap_ratio,
+    bootstrap_rows,
+    metric_entry,
+    paired_difference,
+    paired_rows,
+    units,
+    wilson,
+)
+from formary.recipe.schema import Evaluate
 
 
 def documents(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,3 +177,83 @@ def test_many_documents_are_resampled_whole_and_few_in_blocks():
     assert units([], [], [0, 0]).words == "0 documents"
     with pytest.raises(ValueError, match="document_starts"):
         units(values, ones, [0, 10])
+
+
+def share_of(hits):
+    return lambda weights: weights @ np.asarray(hits, dtype=float) / weights.sum(axis=1)
+
+
+def test_rows_resampled_by_weights_agree_with_scipy():
+    values = np.random.default_rng(0).gamma(2, size=80)
+    ours = bootstrap_rows(80, lambda w: w @ values / w.sum(axis=1), resamples=20_000, seed=1)
+    result = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)
+    )
+    low, high = result.confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(low, abs=0.03 * (high - low))
+    assert ours.high == pytest.approx(high, abs=0.03 * (high - low))
+
+
+def test_weights_are_multiplicities_of_as_many_rows():
+    seen = []
+
+    def statistic(weights):
+        seen.append(weights)
+        return weights[:, 0]
+
+    bootstrap_rows(7, statistic, resamples=50, seed=0)
+    drawn = np.concatenate([weights for weights in seen if len(weights) > 1])
+    assert drawn.shape == (50, 7) and drawn.dtype == np.float64
+    assert (drawn.sum(axis=1) == 7).all() and (drawn == drawn.round()).all() and drawn.max() > 1
+
+
+def test_the_rows_drawn_do_not_depend_on_how_many_fit_in_memory(monkeypatch):
+    hits = np.arange(50) % 3 == 0
+    whole = bootstrap_rows(50, share_of(hits), resamples=200, seed=3)
+    monkeypatch.setattr(interval, "_AT_ONCE", 700)
+    assert bootstrap_rows(50, share_of(hits), resamples=200, seed=3) == whole
+
+
+def test_resamples_without_a_value_are_left_out_unless_they_are_most():
+    def sometimes(share):
+        return lambda w: np.where(np.arange(len(w)) < share * len(w), w @ np.arange(9.0), np.nan)
+
+    assert bootstrap_rows(9, sometimes(0.8), resamples=100, seed=0).known
+    assert not bootstrap_rows(9, lambda w: np.where(len(w) > 1, np.nan, w.sum(axis=1)), resamples=100, seed=0).known
+    assert not bootstrap_rows(1, share_of([1]), resamples=100, seed=0).known
+    with pytest.raises(ValueError, match="no rows"):
+        bootstrap_rows(0, share_of([]), seed=0)
+
+
+def test_a_verdict_on_rows_needs_an_interval_beside_zero_and_enough_rows():
+    good, bad = share_of([1] * 36 + [0] * 4), share_of([1] * 20 + [0] * 20)
+    assert paired_rows(40, good, bad, seed=0).verdict == "better"
+    assert paired_rows(40, bad, good, seed=0).verdict == "worse"
+    assert paired_rows(40, good, bad, seed=0, lower_is_better=True).verdict == "worse"
+    assert paired_rows(40, good, good, seed=0).verdict == "cannot tell"
+    assert paired_rows(5, share_of([1] * 5), share_of([0] * 5), seed=0).verdict == "cannot tell", "5 rows prove nothing"
+    assert paired_rows(6, share_of([1] * 6), share_of([0] * 6), seed=0).verdict == "better"
+
+
+def test_a_metric_entry_says_what_its_numbers_say():
+    hits, rare = share_of([1] * 30 + [0] * 10), share_of([1] * 8 + [0] * 32)
+    entry = metric_entry("macro_f1", "test", {"majority class": rare, "model": hits}, 40, settings=Evaluate())
+    low, high = entry["model"]["low"], entry["model"]["high"]
+    assert entry["says"] == f"macro f1 0.750 ({low:.3f} to {high:.3f}); better than majority class 0.200"
+    assert entry["verdicts"] == {"majority class": "better"}
+    assert entry["protocol"] == "test" and json.loads(json.dumps(entry)) == entry
+    alone = bootstrap_rows(40, hits, resamples=1000, seed=0)
+    assert Interval.from_json(entry["model"]) == alone, "one metric, one interval, however it is asked for"
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 5), (5, 5), (1, 1), (3, 7), (450, 1000)])
+def test_wilson_intervals_agree_with_scipy(hits, count):
+    low, high = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
+    ours = wilson(hits, count)
+    assert (ours.value, ours.low, ours.high) == pytest.approx((hits / count, low, high), abs=1e-12)
+
+
+def test_all_right_on_a_few_rows_is_not_certainty():
+    entry = metric_entry("accuracy", "test", {"model": share_of([1] * 10)}, 10, settings=Evaluate(), share_of_rows=True)
+    assert entry["model"]["value"] == 1.0 and 0.6 < entry["model"]["low"] < 0.8

@@ -176,6 +176,17 @@ def paired_rows(
     return _difference(values, drawn, count, lower_is_better)
 
 
+def wilson(hits: int, count: int) -> Interval:
+    """A share of rows with Wilson's 95 % interval: holds for few rows, and at 0 and 1, where a bootstrap sees no doubt.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    value, z = hits / count, _NORMAL.inv_cdf(1 - _TAIL)
+    middle = (value + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(value * (1 - value) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return Interval(value, max(0.0, min(middle - half, value)), min(1.0, max(middle + half, value)))
+
+
 def metric_entry(
     name: str,
     protocol: str,
@@ -184,6 +195,7 @@ def metric_entry(
     *,
     settings: Evaluate,
     lower_is_better: bool = False,
+    share_of_rows: bool = False,
 ) -> dict[str, Any]:
     """One metric of the model and its baselines with intervals over rows, paired verdicts and a sentence about it.
 
@@ -191,13 +203,18 @@ def metric_entry(
         name: such as "macro_f1".
         protocol: on what and how it was measured.
         statistics: "model" and any baselines, as in `bootstrap_rows`.
+        share_of_rows: the metric is a mean of hits and misses, such as accuracy; where all rows are one or the other,
+            Wilson's interval is given in place of a bootstrap that sees no doubt.
 
     Returns:
         {"metric", "protocol", "model", "baselines", "verdicts", "says"}, JSON-able, as `language_model.evaluate` has.
     """
     others = [other for other in statistics if other != "model"]
     values, drawn = _draw(count, [statistics[key] for key in ("model", *others)], settings.bootstrap, _SEED)
-    measured, *beside = [_percentile(float(value), row, count) for value, row in zip(values, drawn, strict=True)]
+    intervals = [_percentile(float(value), row, count) for value, row in zip(values, drawn, strict=True)]
+    if share_of_rows:
+        intervals = [wilson(round(i.value * count), count) if i.low == i.high else i for i in intervals]
+    measured, *beside = intervals
     baselines = dict(zip(others, beside, strict=True))
     verdicts: dict[str, Verdict] = {
         other: _difference(values[[0, place]], drawn[[0, place]], count, lower_is_better).verdict
