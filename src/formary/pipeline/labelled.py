@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from formary.train.machine import Runtime
 
 _SCORED_ROWS = 2000  # validation rows that choose the best weights
+_WRITTEN_ROWS = 200  # of them where an answer is written token by token
 _SHOWN = 5  # predictions in the report
 
 
@@ -29,6 +30,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     """
     from formary.data import tokenizer
     from formary.pipeline.stages import checkpoint_folder, generation_defaults, save_model, say_model
+    from formary.tasks.protocol import WritingTask
     from formary.tasks.reading import RowBatches, in_batches
     from formary.train.loop import train
     from formary.train.lora import save_adapter
@@ -45,8 +47,10 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         context.console.print(f"  {trainable_count(network):,} of them train ({recipe.train.tune.method})")
     examples = task.examples(rows, targets=True, where="training row")
     validation = task.examples(validation_rows, targets=True, where="validation row")
-    for note in [*task.notes(), *_first_example(task, examples)]:
+    for note in task.notes():
         context.console.print(f"  {note}")
+    for line in _first_example(task, examples):
+        context.console.print(f"  {line}", markup=False, highlight=False)  # its brackets are the data's
     if not validation:
         context.console.print("  no validation rows: the last weights will count as the best")
     progress = train(
@@ -67,13 +71,17 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     finish(network)
     if hasattr(task, "finish"):
         task.finish(network)
-    save_model(context, network, words, progress, generation=generation_defaults(recipe), settings=task.settings())
+    generation = generation_defaults(recipe)
+    if isinstance(task, WritingTask):
+        generation = task.generation(generation)
+    save_model(context, network, words, progress, generation=generation, settings=task.settings())
     return progress.seconds_before
 
 
 def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
     """Measure the finished model on the test rows beside the baselines; also without test rows like training rows."""
     from formary.evaluate.labelled import measured
+    from formary.infer.answers import answers
     from formary.infer.loaded import load
     from formary.train.machine import runtime
 
@@ -89,16 +97,15 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
             "  no test rows: measured on validation, which also chose the weights; that flatters the model a little"
         )
     rows = context.rows_of(split)
-    answers = task.predict(model.network.to(settled.device), rows, precision=settled.autocast)
-    result = measured(
-        task, rows, answers, training=context.rows_of("train"), settings=context.recipe.evaluate, split=split
-    )
-    durable.write_json(context.folder / "predictions.json", answers)
+    given = answers(task, model.network.to(settled.device), rows, precision=settled.autocast)
+    training, settings = context.rows_of("train"), context.recipe.evaluate
+    result = measured(task, rows, given, training=training, settings=settings, split=split)
+    durable.write_json(context.folder / "predictions.json", given)
     for note in [*task.notes(), *result["notes"]]:
         context.console.print(f"  note: {note}")
     result["samples"] = [
         {"prompt": _told({name: row.get(name) for name in task.asks}), "text": _told(answer), "settings": {}}
-        for row, answer in zip(rows[:_SHOWN], answers)
+        for row, answer in zip(rows[:_SHOWN], given)
     ]
     return result
 
@@ -141,9 +148,14 @@ def _task_and_network(
 def _score(task: LabelledTask, rows: list[dict[str, Any]], settled: Runtime) -> Callable[[Network], tuple[str, float]]:
     """The task's first metric on the validation rows, turned so that higher is better."""
     from formary.evaluate.labelled import headline
+    from formary.infer.answers import answers
+    from formary.tasks.protocol import WritingTask
+
+    if isinstance(task, WritingTask):
+        rows = rows[:_WRITTEN_ROWS]
 
     def score(network: Network) -> tuple[str, float]:
-        return headline(task, rows, task.predict(network, rows, precision=settled.autocast))
+        return headline(task, rows, answers(task, network, rows, precision=settled.autocast))
 
     return score
 

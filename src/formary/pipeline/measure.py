@@ -15,6 +15,7 @@ from formary.data.source import read
 from formary.errors import FormaryError
 from formary.evaluate.labelled import suite_of
 from formary.evaluate.language_model import causal_metrics
+from formary.infer.answers import answers
 from formary.infer.loaded import Model, load
 from formary.model.topologies import Decoder
 from formary.recipe.schema import Evaluate, Machine
@@ -71,9 +72,9 @@ def measure_rows(
     task, settled = loaded.task, runtime(Machine())
     rows = [row for source in data for row in rows_for(task, source, columns=columns or {}, answers=True)]
     task.examples(rows, targets=True)  # every row must have its answer, and the unseen labels are counted
-    answers = task.predict(loaded.network, rows, precision=settled.autocast)
+    by_model = {"model": answers(task, loaded.network, rows, precision=settled.autocast)}
     settings = Evaluate(baselines=False)
-    metrics = suite_of(task).metrics(task, rows, {"model": answers}, settings, f"given rows, {len(rows):,} rows")
+    metrics = suite_of(task).metrics(task, rows, by_model, settings, f"given rows, {len(rows):,} rows")
     return {"model": model, "rows": len(rows), "metrics": metrics, "notes": task.notes()}
 
 
@@ -91,8 +92,8 @@ def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str]
     rows = rows_for(a.task, data, columns=columns or {}, answers=True)
     a.task.examples(rows, targets=True)
     by_model = {
-        "model": a.task.predict(a.network, rows, precision=settled.autocast),
-        "B": b.task.predict(b.network, rows, precision=settled.autocast),
+        "model": answers(a.task, a.network, rows, precision=settled.autocast),
+        "B": answers(b.task, b.network, rows, precision=settled.autocast),
     }
     settings = Evaluate(baselines=False)
     metrics = suite_of(a.task).metrics(a.task, rows, by_model, settings, f"given rows, {len(rows):,} rows")

@@ -163,6 +163,7 @@ PAGE = """\
 <details><summary>Some of them</summary><ul class="examples">{% for text in report.leakage.examples %}<li lang="{{ text|lang }}">{{ text }}</li>{% endfor %}</ul></details>
 {% endif %}
 {% for note in report.notes %}<p class="small">{{ note|capitalise }}.</p>{% endfor %}
+{% if reliability %}<figure>{{ reliability }}</figure>{% endif %}
 {% for table in errors %}
 {% if table.folded %}<details><summary>{{ table.title|capitalise }} ({{ table.rows|length }})</summary>{% else %}<h3>{{ table.title|capitalise }}</h3>{% endif %}
 <div class="scroll"><table{% if table.numbers %} class="numbers"{% endif %}>

@@ -238,6 +238,7 @@ def render_report(report: ReportData) -> str:
         verdict=_verdict_sentence(report),
         interval_figure=_interval_figure(_main_metric(report)),
         errors=tables_of(report.details) if report.details else [],
+        reliability=_reliability(report.details.get("calibration")),
         writes=report.task in WRITES,
         learning=learning,
         data=data,
@@ -311,6 +312,16 @@ def _interval_figure(metric: Metric | None) -> Markup:
     unit = f"{NAMES.get(metric.metric, metric.metric.replace('_', ' '))}, {direction}"
     decimals = decimals_for(metric.model)
     return _both(lambda width: figures.intervals(rows, unit=unit, decimals=decimals, width=width))
+
+
+def _reliability(calibration: Mapping[str, Any] | None) -> Markup:
+    """How often the model is right at each confidence, beside what its confidence promises."""
+    bins = [b for b in (calibration or {}).get("bins", ()) if b["confidence"] is not None]
+    if len(bins) < 2:
+        return Markup("")
+    line = figures.Line("this model", [(b["confidence"], b["accuracy"]) for b in bins], marks=True)
+    promised = figures.Line("as promised", [(b["confidence"], b["confidence"]) for b in bins], main=False)
+    return _both(lambda width: figures.curves([line, promised], x_label="confidence", y_label="right", width=width))
 
 
 def _learning(report: ReportData) -> dict[str, Any] | None:

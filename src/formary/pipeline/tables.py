@@ -31,14 +31,19 @@ class Table:
 
 def tables_of(details: Mapping[str, Any]) -> list[Table]:
     """Every part of `details` that can be laid out, in its order; numbers by themselves come together first."""
-    single = {name: value for name, value in details.items() if not isinstance(value, Mapping | list | tuple)}
+    single = {name: value for name, value in details.items() if not isinstance(value, Mapping | list | tuple | str)}
     found = [_of_mapping("in numbers", single)] if single else []
     for name, value in details.items():
         if isinstance(value, Mapping) and value:
-            found.append(_of_mapping(name, value))
-        elif isinstance(value, list | tuple) and value:
+            rows = {inner: part for inner, part in value.items() if _is_rows(part)}
+            found += [_of_list(f"{name}, {inner}", part) for inner, part in rows.items()] or [_of_mapping(name, value)]
+        elif _is_rows(value):
             found.append(_of_list(name, value))
     return [table for table in found if table.rows]
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
 
 
 def _of_mapping(title: str, value: Mapping[str, Any]) -> Table:
@@ -54,14 +59,10 @@ def _of_mapping(title: str, value: Mapping[str, Any]) -> Table:
     return _table(title, (), [(_words(name), _cell(entry)) for name, entry in value.items()])
 
 
-def _of_list(title: str, value: Sequence[Any]) -> Table:
-    if all(isinstance(entry, Mapping) for entry in value):
-        columns = list(dict.fromkeys(name for entry in value for name in entry))
-        rows = [tuple(_cell(entry.get(column)) for column in columns) for entry in value]
-        return _table(title, tuple(map(_words, columns)), rows)
-    return _table(
-        title, (), [tuple(map(_cell, entry)) if isinstance(entry, list | tuple) else (_cell(entry),) for entry in value]
-    )
+def _of_list(title: str, value: Sequence[Mapping[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(name for entry in value for name in entry))
+    rows = [tuple(_cell(entry.get(column)) for column in columns) for entry in value]
+    return _table(title, tuple(map(_words, columns)), rows)
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
