@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from formary.errors import CheckpointError, FormaryError, RequestError
 from formary.data.chat import render
+from formary.errors import CheckpointError, FormaryError, RequestError
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"

@@ -17,8 +17,8 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 
-from formary.infer.beam import beam_search
 from formary.data.chat import render
+from formary.infer.beam import beam_search
 from formary.infer.engine import Engine, Request
 from formary.infer.sampling import History, SamplingSettings, Table, process
 from formary.model.presets import preset

@@ -112,7 +112,93 @@ def _label_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) ->
     return labels.baselines(training, rows, kind=task.kind)
 
 
-SUITES: dict[str, Suite] = {"labels": Suite(_label_metrics, _label_details, _label_baselines)}
+def _tag_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    from formary.evaluate import tags
+
+    return tags.metrics(rows, answers, settings=settings, where=where)
+
+
+def _tag_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    from formary.evaluate import tags
+
+    return tags.details(rows, answers)
+
+
+def _tag_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    from formary.evaluate import tags
+
+    return tags.baselines(training, rows)
+
+
+def _span_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    from formary.evaluate import spans
+
+    return spans.metrics(rows, answers, settings=settings, where=where)
+
+
+def _span_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    from formary.evaluate import spans
+
+    return spans.details(rows, answers)
+
+
+def _span_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    from formary.evaluate import spans
+
+    return spans.baselines(training, rows)
+
+
+def _vector_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    from formary.evaluate import vectors
+
+    return vectors.metrics(rows, answers, settings=settings, where=where)
+
+
+def _vector_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    from formary.evaluate import vectors
+
+    return vectors.details(rows, answers)
+
+
+def _vector_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    from formary.evaluate import vectors
+
+    return vectors.baselines(training, rows)
+
+
+def _text_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    from formary.evaluate import texts
+
+    return texts.metrics(rows, answers, settings=settings, where=where)
+
+
+def _text_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    from formary.evaluate import texts
+
+    return texts.details(rows, answers)
+
+
+def _text_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    from formary.evaluate import texts
+
+    return texts.baselines(training, rows)
+
+
+SUITES: dict[str, Suite] = {
+    "labels": Suite(_label_metrics, _label_details, _label_baselines),
+    "tags": Suite(_tag_metrics, _tag_details, _tag_baselines),
+    "spans": Suite(_span_metrics, _span_details, _span_baselines),
+    "texts": Suite(_text_metrics, _text_details, _text_baselines),
+    "vectors": Suite(_vector_metrics, _vector_details, _vector_baselines),
+}
 
 
 def suite_of(task: LabelledTask) -> Suite:

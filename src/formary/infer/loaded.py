@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
+from formary.data.chat import Message, render
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError, nearest
 from formary.infer.beam import Hypothesis, beam_search
-from formary.data.chat import Message, render
 from formary.infer.engine import Engine, Event, Finish, Request
 from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
+from formary.model.heads import LanguageHead
 from formary.model.topologies import Encoder, EncoderDecoder, Network
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class Model:
             raise RequestError(f"prompt: must be a text or a list of texts, not {type(prompt).__name__}")
         texts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [self._prompt_tokens(text) for text in texts]
-        written = self._write(prompts, n, options)
+        written = self.write(prompts, options, n=n)
         if echo:
             written = [
                 self._echoed(texts[place // n], prompts[place // n], generation)
@@ -195,7 +196,7 @@ class Model:
         Args:
             messages: [{"role": "user", "content": "..."}, ...]; roles as the model's template knows them.
         """
-        written = self._write([self.chat_tokens(messages)], n, options)
+        written = self.write([self.chat_tokens(messages)], options, n=n)
         return written[0] if n == 1 else written
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
@@ -252,7 +253,7 @@ class Model:
             RequestError: no mask in the text, too long a text, or a model without a masked head.
         """
         network, mask_id = self.network, self.tokenizer.mask_id
-        if not isinstance(network, Encoder) or network.head is None or mask_id is None:
+        if not isinstance(network, Encoder) or not isinstance(network.head, LanguageHead) or mask_id is None:
             raise RequestError("fill: needs an encoder trained with masks, such as BERT; use generate for this model")
         name = self._name_of(mask_id)
         tokens = list(self.tokenizer.backend.encode(text.replace(_MASK, name)).ids)
@@ -274,7 +275,7 @@ class Model:
 
         Args:
             inputs: texts, or rows with the task's columns (`text`, `tokens`, `question` and `context`, `source`, ...).
-            options: of the task, such as `beams` for translate.
+            options: of the task; for tasks that write those of `generate`, such as `beams`.
 
         Returns:
             one dict for each input, such as {"label": "spam", "probability": 0.98, "probabilities": {...}}.
@@ -282,11 +283,13 @@ class Model:
         Raises:
             RequestError: the model has no task that predicts. DataError: an input is not as the task needs it.
         """
+        from formary.infer.answers import answers
+
         task = self.task
         if isinstance(inputs, str | Mapping):
             raise RequestError("inputs: pass a list of texts or rows, such as [text]")
         rows = [{task.asks[0]: value} if isinstance(value, str) else value for value in inputs]
-        return task.predict(self.network, rows, **options)
+        return answers(task, self.network, rows, **options)
 
     @cached_property
     def task(self) -> LabelledTask:
@@ -308,9 +311,8 @@ class Model:
             )
         return kind.of_model(self.config, self.tokenizer, self.formary.get("settings", {}))
 
-    # From here on: how arguments become requests, and events become answers.
-
-    def _write(self, prompts: list[tuple[int, ...]], n: int, options: Mapping[str, Any]) -> list[Generation]:
+    def write(self, prompts: Sequence[tuple[int, ...]], options: Mapping[str, Any], *, n: int = 1) -> list[Generation]:
+        """`generate` for prompts that are tokens already, exactly as the network reads them."""
         requests = []
         for prompt in prompts:
             request, beam_options = self._request(prompt, n, options)
@@ -323,6 +325,8 @@ class Model:
         return [
             _collected(events[key], requests[int(key[0])]) for key in sorted(events, key=lambda key: (key[0], key[1]))
         ]
+
+    # From here on: how arguments become requests, and events become answers.
 
     def _pieces(self, request: Request) -> Iterator[str]:
         for event in self._engine([request]).generate([request]):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from formary.errors import RequestError
 from formary.infer.cache import KVCache
+from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 
 # Padding a group of prompts to the longest wastes at most half of the work, and a group's activations stay small.
@@ -34,12 +35,17 @@ class Stepper:
                 "this model is an encoder (such as BERT) and does not write text; "
                 "Model.fill completes its masked words, or load a decoder or encoder-decoder"
             )
+        if not isinstance(network.head, LanguageHead):
+            raise RequestError(
+                f"this model's head scores labels ({network.config.head}) and does not write text; use predict"
+            )
         self.network: Decoder | EncoderDecoder = network
+        self._head = network.head
         config = network.config
         self.context = min(context or config.context, config.context)
         self.vocab_size = config.vocab_size
         self.source_context = config.encoder.context if config.encoder is not None else 0
-        weight = network.head.weight
+        weight = self._head.weight
         self.cache = KVCache(
             config.transformer,
             slots=slots,
@@ -130,7 +136,7 @@ class Stepper:
             return network(tokens, positions=positions, mask=mask, cache=cache)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self.network.head(hidden)
+        logits: Tensor = self._head(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -1,7 +1,7 @@
 """The shape every task has; the loop, the evaluation and the pipeline know nothing more of a task.
 
 A task owns the model's form, its batches, its loss and the form of its answers. There are two kinds: pretraining tasks
-learn from token shards, labelled tasks from rows, and these also predict.
+learn from token shards, labelled tasks from rows, and these also answer: with numbers, or by writing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,12 +139,40 @@ class LabelledTask(Task, Protocol):
         """Examples as one padded batch."""
         ...
 
+    def notes(self) -> list[str]:
+        """What happened to rows that a user should know: how many were cut to the context, how many labels unseen."""
+        ...
+
+
+@runtime_checkable
+class AnsweringTask(LabelledTask, Protocol):
+    """A labelled task whose answers are numbers of one forward pass: labels, tags, spans, vectors."""
+
     def predict(
         self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
     ) -> list[Answer]:
         """The answers to rows, in order; as many at a time as memory allows, rows of like length together."""
         ...
 
-    def notes(self) -> list[str]:
-        """What happened to rows that a user should know: how many were cut to the context, how many labels unseen."""
+
+@runtime_checkable
+class WritingTask(LabelledTask, Protocol):
+    """A labelled task whose answers are written token by token, by the rooms above (`infer.answers`)."""
+
+    ends: tuple[int, ...]  # tokens that end an answer
+
+    def prompt_tokens(self, row: Row, where: str) -> tuple[int, ...]:
+        """What is read before writing: a decoder's beginning, or an encoder-decoder's source.
+
+        Raises:
+            DataError: the row is not as it must be; it is called `where`.
+        """
+        ...
+
+    def writing(self) -> dict[str, Any]:
+        """Options of `Model.generate` for answers, where the caller gives none."""
+        ...
+
+    def generation(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        """generation_config.json of a model of this task, from that of the recipe's generate section."""
         ...

@@ -5,14 +5,24 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from formary.errors import RecipeError, nearest
+from formary.tasks.answer_span import AnswerSpan
 from formary.tasks.causal_lm import CausalLM
 from formary.tasks.classify import Classify
 from formary.tasks.denoise import Denoise
+from formary.tasks.embed import Embed
 from formary.tasks.masked_lm import MaskedLM
 from formary.tasks.protocol import LabelledTask, PretrainingTask
+from formary.tasks.tag import Tag
+from formary.tasks.translate import Translate
 
 PRETRAINING: dict[str, type[PretrainingTask]] = {"causal_lm": CausalLM, "masked_lm": MaskedLM, "denoise": Denoise}
-LABELLED: dict[str, type[LabelledTask]] = {"classify": Classify}
+LABELLED: dict[str, type[LabelledTask]] = {
+    "classify": Classify,
+    "tag": Tag,
+    "answer_span": AnswerSpan,
+    "embed": Embed,
+    "translate": Translate,
+}
 
 
 def pretraining_task(name: str) -> type[PretrainingTask]:
