@@ -42,7 +42,7 @@ def made(rows, *, preset="bert-mini", context=96, kind="characters", **objective
     return AnswerSpan.learn(recipe, tokenizer, rows, start=None)
 
 
-def learned(task, rows, steps=150, lr=5e-3):
+def learned(task, rows, steps=200, lr=3e-3):
     torch.manual_seed(0)
     network = build(task.model_config(), seed=0)
     optimiser = torch.optim.AdamW(network.parameters(), lr=lr)

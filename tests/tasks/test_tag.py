@@ -45,7 +45,7 @@ def made(rows, *, preset="bert-mini", context=32, kind="characters", start=None,
     return Tag.learn(recipe, train_tokenizer(texts, settings, task=Tag.special_tokens(recipe)), rows, start=start)
 
 
-def learned(task, rows, steps=80, lr=5e-3):
+def learned(task, rows, steps=100, lr=3e-3):
     torch.manual_seed(0)
     network = build(task.model_config(), seed=0)
     task.prepare(network)
