@@ -132,22 +132,18 @@ def test_a_start_with_a_wrong_vocabulary(ran, finished_runs, refused, tmp_path):
         ran.recipe,
         *("--folder", tmp_path / "other"),
         *("--set", f"model.start={ran.model}"),
-        *("--set", "data.tokenizer.kind=bytes"),
+        *("--set", f"data.tokenizer.path={finished_runs('masked_lm').model}"),
     )
     assert "model.start" in said and "data.tokenizer.path" in said
 
 
-def test_a_start_with_another_vocabulary_of_the_same_size(ran, refused, tmp_path):
-    text = ran.folder / "other.txt"
-    text.write_text((ran.folder / "text.txt").read_text().replace("c", "q"))
-    said = refused(
-        "run",
-        ran.recipe,
-        *("--folder", tmp_path / "other"),
-        *("--set", f"model.start={ran.model}"),
-        *("--set", "data.sources=[other.txt]"),
+def test_a_start_brings_its_own_tokenizer(ran, command, tmp_path):
+    other = tmp_path / "other"
+    result = command(
+        "run", ran.recipe, "--folder", other, "--set", f"model.start={ran.model}", "--set", "data.tokenizer.kind=bytes"
     )
-    assert "model.start" in said and "data.tokenizer.path" in said
+    assert result.exit_code == 0 and f"loaded from {ran.model}" in result.output
+    assert (other / "model/tokenizer.json").read_bytes() == (ran.model / "tokenizer.json").read_bytes()
 
 
 def test_a_start_of_another_kind(ran, finished_runs, refused, tmp_path):

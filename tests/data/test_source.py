@@ -221,10 +221,41 @@ def test_a_row_that_is_not_json_names_file_and_line(line: str, tmp_path: Path) -
         texts("a.jsonl", tmp_path)
 
 
-def test_a_json_array_says_how_to_turn_it_into_rows(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('[\n{"text": "x"}]')
-    with pytest.raises(DataError, match=r"a\.json line 1: .*one object a line"):
-        texts("a.json", tmp_path)
+@pytest.mark.parametrize("content", ['[{"text": "x"}, {"text": "y"}]', '{"data": [{"text": "x"}, {"text": "y"}]}', '{"text": "x"}\n{"text": "y"}\n'])
+def test_a_json_file_is_an_array_or_one_object_a_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    assert texts("a.json", tmp_path) == ["x", "y"]
+
+
+def test_an_array_in_a_jsonl_file_says_how_to_turn_it_into_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('[\n{"text": "x"}]')
+    with pytest.raises(DataError, match=r"a\.jsonl line 1: .*one object a line"):
+        texts("a.jsonl", tmp_path)
+
+
+def test_squads_nested_questions_become_rows_and_wrong_offsets_are_mended_or_named(tmp_path: Path) -> None:
+    def questions(answer: str, start: int) -> str:
+        entry = {"id": "q1", "question": "who?", "answers": [{"text": answer, "answer_start": start}]}
+        return json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "it was Ann", "qas": [entry]}]}]})
+
+    (tmp_path / "a.json").write_text(questions("Ann", 7))
+    (row,) = read(["a.json"], base=tmp_path, required=("question", "context", "answers"))
+    assert row.values["answers"] == {"text": ["Ann"], "answer_start": [7]} and row.values["title"] == "T"
+    (tmp_path / "b.json").write_text(questions("Ann", 0))
+    (row,) = read(["b.json"], base=tmp_path, required=("question",))
+    assert row.values["answers"]["answer_start"] == [7]
+    (tmp_path / "c.json").write_text(questions("Bob", 0))
+    with pytest.raises(DataError, match=r"c\.json question q1: the answer 'Bob' is not in its context"):
+        list(read(["c.json"], base=tmp_path, required=("question",)))
+
+
+def test_a_column_of_tagged_words_becomes_sentences(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("-DOCSTART- O\n\nAnn B-PER\nran O\n\nParis NNP B-LOC\n")
+    rows = [row.values for row in read(["a.conll"], base=tmp_path, required=("tokens", "tags"))]
+    assert rows == [{"tokens": ["Ann", "ran"], "tags": ["B-PER", "O"]}, {"tokens": ["Paris"], "tags": ["B-LOC"]}]
+    (tmp_path / "b.conll").write_text("Ann B-PER\nran\n")
+    with pytest.raises(DataError, match=r"b\.conll line 2: a word and its tag are needed"):
+        list(read(["b.conll"], base=tmp_path, required=("tokens",)))
 
 
 @pytest.mark.parametrize("kind, where", [("jsonl", "line 1"), ("csv", "line 2"), ("parquet", "row 1")])
