@@ -14,7 +14,7 @@ from formary.pipeline.run import run
 
 def rows(count=160, seed=0):
     rng = random.Random(seed)
-    words = "the film book was long and very much about old house".split()
+    words = ["the", "film", "book", "was", "long", "and", "very", "much", "about", "old", "house"]
     made = []
     for number in range(count):
         good = rng.random() < 0.5
@@ -54,7 +54,7 @@ def done(tmp_path_factory):
 
 
 def test_a_run_measures_beside_baselines_and_reports_errors(done):
-    folder, result = done
+    _, result = done
     assert result.did == ("documents", "tokenizer", "train", "evaluate", "report")
     first = result.metrics[0]
     assert first["metric"] == "accuracy"
@@ -76,7 +76,7 @@ def test_transformers_gives_the_same_labels(done):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    folder, result = done
+    _, result = done
     model = formary.load(result.model)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(result.model).eval()
     words = transformers.AutoTokenizer.from_pretrained(result.model)
@@ -106,7 +106,7 @@ def test_predict_evaluate_and_compare_at_the_command_line(done, command, tmp_pat
 
 @pytest.mark.parametrize("method", ["head", "last", "lora"])
 def test_each_way_of_tuning_starts_from_a_model_and_leaves_a_plain_one(done, tmp_path, method):
-    folder, result = done
+    _, result = done
     recipe = write(tmp_path, rows(), model={"start": str(result.model)})
     tuned = execute(recipe, f"train.tune.method={method}", "train.tune.layers=1", "train.steps=3")
     model = formary.load(tuned.model)
@@ -133,7 +133,7 @@ def test_one_class_only_and_missing_labels_are_refused(tmp_path):
 
 
 def test_another_vocabulary_than_the_model_to_start_from_is_refused(done, tmp_path):
-    folder, result = done
+    _, result = done
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "other"]))
     recipe = write(tmp_path, rows(), model={"start": str(result.model)})
     with pytest.raises(RecipeError, match="another vocabulary"):

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from formary.data.batches import scored_windows
 from formary.data.shards import TokenShards
-from formary.evaluate.interval import Interval, Units, bootstrap_ratio, paired_difference, sentence, units
+from formary.evaluate.interval import Interval, Units, Verdict, bootstrap_ratio, paired_difference, sentence, units
 from formary.evaluate.ngram import NGram, Unigram
+from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 from formary.recipe.schema import Evaluate
 from formary.tasks.cross_entropy import IGNORED, token_losses
@@ -65,6 +66,7 @@ def causal_losses(
     least context - stride tokens before it where the document has them.
     """
     context = network.config.context
+    assert isinstance(network.head, LanguageHead)
     losses, places = [], []
     windows = scored_windows(
         shards,
@@ -205,7 +207,7 @@ def _metric(
     """One figure of the model and the baselines with intervals and paired verdicts, and a sentence about it."""
     intervals = {model: _interval(unit, settings, transform) for model, unit in cut.items()}
     model = cut["model"]
-    verdicts = {
+    verdicts: dict[str, Verdict] = {
         other: paired_difference(
             model.numerators,
             unit.numerators,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
-from formary.data.chat import Message, render
+from formary.data.chat import Message, render, template_in
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError, nearest
 from formary.infer.beam import Hypothesis, beam_search
@@ -125,7 +125,7 @@ class Model:
         self.tokenizer = tokenizer
         self.generation_config = dict(defaults or {})
         self.defaults = settings_from(self.generation_config)
-        self.chat_template = chat_template or _template_of(tokenizer)
+        self.chat_template = chat_template or template_in(tokenizer.config)
         self.folder = folder
         self.family = family
         self.formary = dict(formary or {})
@@ -301,6 +301,8 @@ class Model:
         from formary.tasks.registry import labelled_task
 
         heads = {"classify": "classify", "tag": "tag", "span": "answer_span"}
+        if isinstance(self.network, Encoder) and self.config.image_size is None:
+            heads["none"] = "embed"  # a backbone alone, as sentence-transformers keeps it
         name = self.formary.get("task") or heads.get(self.config.head)
         kind = labelled_task(name) if name else None
         if kind is None:
@@ -483,9 +485,10 @@ def load(path: str | Path) -> Model:
     if loaded.tokenizer is None:
         words = tokenizer.load(loaded.folder)
     else:  # a GGUF file has its tokenizer inside
+        template = loaded.chat_template
         ids = {"bos": loaded.config.bos_id, "eos": loaded.config.eos_id, "pad": loaded.config.pad_id}
         names = {f"{role}_token": loaded.tokenizer.id_to_token(i) for role, i in ids.items() if i is not None}
-        words = Tokenizer(loaded.tokenizer, names)
+        words = Tokenizer(loaded.tokenizer, names | ({"chat_template": template} if template else {}))
     return Model(
         loaded.network,
         words,
@@ -513,13 +516,6 @@ def settings_from(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     else:
         found = {name: value for name, value in found.items() if name not in ("temperature", *_FILTERS)}
     return found
-
-
-def _template_of(tokenizer: Tokenizer) -> str | None:
-    template = tokenizer.config.get("chat_template")
-    if isinstance(template, list):  # several named ones; the one called default speaks for the model
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
 
 
 def _collected(events: Iterable[Event], request: Request) -> Generation:

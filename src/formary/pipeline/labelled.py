@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SCORED_ROWS = 2000  # validation rows that choose the best weights
 _WRITTEN_ROWS = 200  # of them where an answer is written token by token
 _SHOWN = 5  # predictions in the report
+_NO_TEXT = ("label", "tags", "role", "id")  # columns and fields whose strings are not the language of the rows
 
 
 def train_rows(context: Context, kind: type[LabelledTask]) -> float:
@@ -42,6 +43,8 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     rows, validation_rows = context.rows_of("train"), context.rows_of("validation")
     task, network = _task_and_network(context, kind, words, rows)
     prepare(network, recipe.train.tune, seed=recipe.train.seed)
+    if hasattr(task, "prepare"):
+        task.prepare(network)
     say_model(context, network, settled)
     if recipe.train.tune.method != "full":
         context.console.print(f"  {trainable_count(network):,} of them train ({recipe.train.tune.method})")
@@ -111,17 +114,18 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
 
 
 def texts_of(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Every text in the rows, however deep: what a tokenizer is trained on."""
+    """Every text in the rows, however deep, but labels and tags: what a tokenizer is trained on."""
     for row in rows:
-        yield from _strings(row)
+        yield from _strings({name: value for name, value in row.items() if name not in _NO_TEXT})
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
+        for name, inner in value.items():
+            if name not in _NO_TEXT:
+                yield from _strings(inner)
     elif isinstance(value, list):
         if value and all(isinstance(inner, str) for inner in value):
             yield " ".join(value)
@@ -170,7 +174,7 @@ def _told(values: dict[str, Any]) -> str:
     """A row's question, or an answer, in one line."""
     parts = []
     for name, value in values.items():
-        if name in ("probabilities", "vector") or value is None:
+        if name in ("probabilities", "vector", "positive") or value is None:
             continue
         said = f"{value:.3f}" if isinstance(value, float) else str(value)
         parts.append(said if len(values) == 1 or name in ("text", "label", "answer") else f"{name}: {said}")

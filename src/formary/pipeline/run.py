@@ -124,7 +124,7 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
     paths = expand([*data.sources, *data.validation, *data.test], base)
     extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start]
     places = [(located(name, base), Path(name)) for name in extra if name]
-    paths += [found for both in places if (found := next((path for path in both if path.exists()), None))]
+    paths += [path for both in places for path in [next((path for path in both if path.exists()), None)] if path]
     known = _read_json(folder / _FINGERPRINTS)
     found: dict[str, str] = {}
     for path in paths:

@@ -5,7 +5,6 @@ Documents are packed end to end into windows; with `cross_documents: false` atte
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +14,7 @@ from formary.data.batches import Windows, stream_windows
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.model.config import ModelConfig
+from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Network
 from formary.model.transformer import document_mask
 from formary.recipe.schema import Recipe
@@ -38,9 +38,7 @@ class CausalLM:
         return cls.name
 
     def model_config(self) -> ModelConfig:
-        config = scratch_config(self.recipe, self.tokenizer, "decoder")
-        eos = self.tokenizer.eos_id
-        return dataclasses.replace(config, bos_id=self.tokenizer.bos_id, eos_id=eos, pad_id=self.tokenizer.pad_id)
+        return scratch_config(self.recipe, self.tokenizer, "decoder")
 
     def training_batches(self, shards: TokenShards) -> _WindowBatches:
         train = self.recipe.train
@@ -56,7 +54,7 @@ class CausalLM:
             yield {"tokens": torch.from_numpy(rows.tokens), "targets": torch.from_numpy(rows.targets)}
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert isinstance(network, Decoder)
+        assert isinstance(network, Decoder) and isinstance(network.head, LanguageHead)
         smoothing = self.recipe.train.label_smoothing if network.training else 0.0
         documents = batch.get("documents")
         mask = document_mask(documents, causal=True) if documents is not None else None

@@ -22,11 +22,10 @@ from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
 from formary.model.config import ModelConfig
 from formary.model.heads import LabelHead
-from formary.model.presets import PRESETS
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Objective, Recipe
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
-from formary.tasks.reading import Reader, collated, hidden_states, outputs, text_of
+from formary.tasks.reading import Reader, collated, hidden_states, outputs, text_of, topology_of
 from formary.tasks.scratch import scratch_config
 
 Kind = Literal["single", "multi", "regression"]
@@ -62,7 +61,7 @@ class Classify:
 
     @classmethod
     def special_tokens(cls, recipe: Recipe) -> str:
-        return "causal_lm" if _topology(recipe) == "decoder" else "masked_lm"
+        return "causal_lm" if topology_of(recipe) == "decoder" else "masked_lm"
 
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
@@ -102,9 +101,7 @@ class Classify:
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
-        config = scratch_config(self.recipe, self.tokenizer, _topology(self.recipe))
-        ids = {"bos_id": self.tokenizer.bos_id, "eos_id": self.tokenizer.eos_id, "pad_id": self.tokenizer.pad_id}
-        return self.head(dataclasses.replace(config, **ids))
+        return self.head(scratch_config(self.recipe, self.tokenizer, topology_of(self.recipe)))
 
     def head(self, config: ModelConfig) -> ModelConfig:
         if config.topology == "encoder_decoder":
@@ -219,10 +216,6 @@ class Classify:
         if len(names) != 1:
             raise DataError(f"{where}: field 'label' holds {len(names)} labels and the task takes one")
         return self.numbers.get(names[0], -100)
-
-
-def _topology(recipe: Recipe) -> Literal["encoder", "decoder"]:
-    return "decoder" if PRESETS.get(recipe.model.preset, {}).get("topology") == "decoder" else "encoder"
 
 
 def _label(row: Row, where: str) -> Any:

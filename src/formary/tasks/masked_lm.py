@@ -20,6 +20,7 @@ from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RecipeError
 from formary.model.config import ModelConfig
+from formary.model.heads import LanguageHead
 from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
@@ -68,7 +69,7 @@ class MaskedLM:
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats over the masked tokens; with next-sentence prediction its mean loss is added once per masked token."""
-        assert isinstance(network, Encoder) and network.head is not None
+        assert isinstance(network, Encoder) and isinstance(network.head, LanguageHead)
         smoothing = self.recipe.train.label_smoothing if network.training else 0.0
         hidden = network(batch["tokens"], mask=batch["mask"], types=batch["types"])
         loss, count = cross_entropy(network.head, hidden, batch["targets"], smoothing=smoothing)

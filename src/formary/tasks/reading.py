@@ -74,7 +74,7 @@ class Reader:
         ids = encoding.ids
         if not ids:  # an empty text of a model without special tokens around it
             start = next((t for t in (self.tokenizer.bos_id, self.tokenizer.eos_id) if t is not None), 0)
-            return Reading(*(np.array(value) for value in ([start], [0], [[0, 0]], [-1])), cut=cut)
+            return Reading(np.array([start]), np.array([0]), np.array([[0, 0]]), np.array([-1]), cut)
         part = [-1 if number is None else number for number in encoding.sequence_ids]
         return Reading(
             np.array(ids, dtype=np.int64),
