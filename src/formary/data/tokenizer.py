@@ -32,7 +32,9 @@ _SPECIALS: dict[str, dict[str, str]] = {
     "causal_lm": {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
     "masked_lm": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "denoise": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
+    "chat": {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
 }
+_TURNS = ("<|im_start|>", "<|im_end|>")  # chat: what ChatML puts around a message
 _NEEDS_UNK = ("wordpiece", "unigram", "characters")
 _MOST_SENTINELS = 100  # as T5
 
@@ -252,7 +254,7 @@ def train(texts: Iterable[str], recipe: schema.Tokenizer, *, task: str) -> Token
 
     `texts` is read once. `characters` looks at all of it (every character becomes a token, whatever
     `vocab_size` is); the others see an even sample of at most `recipe.sample_chars` characters.
-    Special tokens follow the task: see `_SPECIALS`; denoise adds up to 100 <extra_id_N>.
+    Special tokens follow the task: see `_SPECIALS`; denoise adds up to 100 <extra_id_N>, chat ChatML's.
 
     Raises:
         RecipeError: the text does not allow a vocabulary of `vocab_size` tokens, or its alphabet needs more.
@@ -266,7 +268,7 @@ def train(texts: Iterable[str], recipe: schema.Tokenizer, *, task: str) -> Token
     roles = dict(_SPECIALS[task])
     if recipe.kind in _NEEDS_UNK:
         roles.setdefault("unk", "<unk>")
-    special = list(dict.fromkeys(roles.values()))
+    special = [*dict.fromkeys(roles.values()), *(_TURNS if task == "chat" else ())]
     if task == "denoise":
         fixed = recipe.kind in ("characters", "bytes")
         count = _MOST_SENTINELS if fixed else max(1, min(_MOST_SENTINELS, recipe.vocab_size // 20))

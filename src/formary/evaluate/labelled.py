@@ -177,19 +177,31 @@ def _text_metrics(
 ) -> list[dict[str, Any]]:
     from formary.evaluate import texts
 
-    return texts.metrics(rows, answers, settings=settings, where=where)
+    pairs, kept = _pairs(task, rows)
+    if len(kept) < len(rows):
+        where += f" of which {len(rows) - len(kept):,} without an answer are left out"
+    by_model = {name: [given[number] for number in kept] for name, given in answers.items()}
+    return texts.metrics([pairs[number] for number in kept], by_model, settings=settings, where=where)
 
 
 def _text_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
     from formary.evaluate import texts
 
-    return texts.details(rows, answers)
+    pairs, kept = _pairs(task, rows)
+    return texts.details([pairs[number] for number in kept], [answers[number] for number in kept])
 
 
 def _text_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
     from formary.evaluate import texts
 
-    return texts.baselines(training, rows)
+    known, kept = _pairs(task, training)
+    return texts.baselines([known[number] for number in kept], _pairs(task, rows)[0])
+
+
+def _pairs(task: Any, rows: Sequence[Row]) -> tuple[Sequence[Row], list[int]]:
+    """Rows as source and target, where a task's are not that already, and which of them have a target."""
+    pairs = [task.pair(row) for row in rows] if hasattr(task, "pair") else rows
+    return pairs, [number for number, pair in enumerate(pairs) if pair["target"] is not None]
 
 
 SUITES: dict[str, Suite] = {

@@ -47,7 +47,7 @@ class Task(Protocol):
 
     @classmethod
     def special_tokens(cls, recipe: Recipe) -> str:
-        """Which special tokens a tokenizer trained for it needs: those of causal_lm, masked_lm or denoise."""
+        """Which special tokens a tokenizer trained for it needs: those of causal_lm, masked_lm, denoise or chat."""
         ...
 
     def model_config(self) -> ModelConfig:

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from formary.errors import RecipeError, nearest
 from formary.tasks.answer_span import AnswerSpan
 from formary.tasks.causal_lm import CausalLM
+from formary.tasks.chat import Chat
 from formary.tasks.classify import Classify
 from formary.tasks.denoise import Denoise
 from formary.tasks.embed import Embed
@@ -22,6 +23,7 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "answer_span": AnswerSpan,
     "embed": Embed,
     "translate": Translate,
+    "chat": Chat,
 }
 
 
