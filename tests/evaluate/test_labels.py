@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from formary.recipe.schema import Evaluate
 pytestmark = pytest.mark.filterwarnings("error")
 QUICK = Evaluate(bootstrap=100)
 WHERE = "test, some rows"
-QUIET = settings(max_examples=80, deadline=None)
+QUIET = settings(max_examples=40, deadline=None)
 
 
 def oracle(function, *arguments, **options):
@@ -108,7 +109,7 @@ def naive_ece(hits, confidence, weights=None):
     weights = np.ones(len(hits)) if weights is None else weights
     edges = np.linspace(0, 1, 16)
     gaps = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         gaps += abs((weights * inside * (hits * 1.0 - confidence)).sum())
     return gaps / weights.sum()
