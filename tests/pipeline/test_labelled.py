@@ -54,7 +54,7 @@ def done(tmp_path_factory):
 
 
 def test_a_run_measures_beside_baselines_and_reports_errors(done):
-    _, result = done
+    folder, result = done
     assert result.did == ("documents", "tokenizer", "train", "evaluate", "report")
     first = result.metrics[0]
     assert first["metric"] == "accuracy"

@@ -13,7 +13,9 @@ from formary.pipeline.context import Context
 
 if TYPE_CHECKING:
     from formary.data.tokenizer import Tokenizer
+    from formary.model.config import ModelConfig
     from formary.model.topologies import Network
+    from formary.recipe.schema import Recipe
     from formary.tasks.protocol import LabelledTask
     from formary.train.machine import Runtime
 
@@ -146,7 +148,24 @@ def _task_and_network(
         return task, build(task.model_config(), seed=recipe.train.seed)
     start = loaded_start(context, words)
     task = kind.learn(recipe, words, rows, start=start.config)
-    return task, with_head(start, task.head(start.config), seed=recipe.train.seed)
+    return task, with_head(start, _switched(task.head(start.config), recipe), seed=recipe.train.seed)
+
+
+def _switched(config: ModelConfig, recipe: Recipe) -> ModelConfig:
+    """The loaded model's config with what the recipe switches of it: only what leaves its weights their meaning."""
+    import dataclasses
+
+    from formary.errors import RecipeError
+
+    for name in recipe.model.switches:
+        if name not in ("dropout", "pooling"):
+            raise RecipeError(f"model.switches.{name}: a loaded model can have only its dropout and pooling switched")
+    stacks = {
+        name: dataclasses.replace(stack, dropout=recipe.model.switches["dropout"])
+        for name, stack in (("transformer", config.transformer), ("encoder", config.encoder))
+        if stack is not None and "dropout" in recipe.model.switches
+    }
+    return dataclasses.replace(config, **stacks)  # type: ignore[arg-type]
 
 
 def _score(task: LabelledTask, rows: list[dict[str, Any]], settled: Runtime) -> Callable[[Network], tuple[str, float]]:
