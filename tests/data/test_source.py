@@ -221,7 +221,10 @@ def test_a_row_that_is_not_json_names_file_and_line(line: str, tmp_path: Path) -
         texts("a.jsonl", tmp_path)
 
 
-@pytest.mark.parametrize("content", ['[{"text": "x"}, {"text": "y"}]', '{"data": [{"text": "x"}, {"text": "y"}]}', '{"text": "x"}\n{"text": "y"}\n'])
+@pytest.mark.parametrize(
+    "content",
+    ['[{"text": "x"}, {"text": "y"}]', '{"data": [{"text": "x"}, {"text": "y"}]}', '{"text": "x"}\n{"text": "y"}\n'],
+)
 def test_a_json_file_is_an_array_or_one_object_a_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
     assert texts("a.json", tmp_path) == ["x", "y"]

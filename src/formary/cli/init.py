@@ -39,7 +39,9 @@ _PART_NAMES = {"train": "train", "training": "train", "test": "test"} | dict.fro
 def init(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders or globs.")],
     out: Annotated[Path, typer.Option(help="Where to write the recipe.")] = Path("recipe.yaml"),
-    task: Annotated[str | None, typer.Option(help="The task, e.g. classify or causal_lm; guessed when left out.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task, e.g. classify or causal_lm; guessed when left out.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was seen as JSON.")] = False,
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
 PRETRAINING = ("causal_lm", "masked_lm", "denoise")
 """The tasks that learn from running text."""
 
