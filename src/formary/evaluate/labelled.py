@@ -204,10 +204,31 @@ def _pairs(task: Any, rows: Sequence[Row]) -> tuple[Sequence[Row], list[int]]:
     return pairs, [number for number, pair in enumerate(pairs) if pair["target"] is not None]
 
 
+def _choice_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    from formary.evaluate import choices
+
+    return choices.metrics([task.texts(row) for row in rows], answers, settings=settings, where=where)
+
+
+def _choice_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    from formary.evaluate import choices
+
+    return choices.details([task.texts(row) for row in rows], answers)
+
+
+def _choice_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    from formary.evaluate import choices
+
+    return choices.baselines([task.texts(row) for row in rows])
+
+
 SUITES: dict[str, Suite] = {
     "labels": Suite(_label_metrics, _label_details, _label_baselines),
     "tags": Suite(_tag_metrics, _tag_details, _tag_baselines),
     "spans": Suite(_span_metrics, _span_details, _span_baselines),
+    "choices": Suite(_choice_metrics, _choice_details, _choice_baselines),
     "texts": Suite(_text_metrics, _text_details, _text_baselines),
     "vectors": Suite(_vector_metrics, _vector_details, _vector_baselines),
 }

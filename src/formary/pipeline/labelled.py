@@ -33,7 +33,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     """
     from formary.data import tokenizer
     from formary.pipeline.stages import checkpoint_folder, generation_defaults, save_model, say_model
-    from formary.tasks.protocol import WritingTask
+    from formary.tasks.protocol import ReferringTask
     from formary.tasks.reading import RowBatches, in_batches
     from formary.train.loop import train
     from formary.train.lora import save_adapter
@@ -56,6 +56,8 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         context.console.print(f"  {note}")
     for line in _first_example(task, examples):
         context.console.print(f"  {line}", markup=False, highlight=False)  # its brackets are the data's
+    if isinstance(task, ReferringTask):
+        task.remember(network.to(settled.device), [*examples, *validation], precision=settled.autocast)
     if not validation:
         context.console.print("  no validation rows: the last weights will count as the best")
     progress = train(
@@ -77,7 +79,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     if hasattr(task, "finish"):
         task.finish(network)
     generation = generation_defaults(recipe)
-    if isinstance(task, WritingTask):
+    if hasattr(task, "generation"):
         generation = task.generation(generation)
     save_model(context, network, words, progress, generation=generation, settings=task.settings())
     return progress.seconds_before
@@ -88,6 +90,8 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
     from formary.evaluate.labelled import measured
     from formary.infer.answers import answers
     from formary.infer.loaded import load
+    from formary.pipeline.stages import loaded_start
+    from formary.tasks.protocol import ReferringTask
     from formary.train.machine import runtime
 
     settled = runtime(context.recipe.machine)
@@ -102,6 +106,9 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
             "  no test rows: measured on validation, which also chose the weights; that flatters the model a little"
         )
     rows = context.rows_of(split)
+    if isinstance(task, ReferringTask):
+        start = loaded_start(context, model.tokenizer).to(settled.device)
+        task.remember(start, task.examples(rows, targets=True, where=f"{split} row"), precision=settled.autocast)
     given = answers(task, model.network.to(settled.device), rows, precision=settled.autocast)
     training, settings = context.rows_of("train"), context.recipe.evaluate
     result = measured(task, rows, given, training=training, settings=settings, split=split)

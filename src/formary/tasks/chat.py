@@ -121,7 +121,7 @@ class Chat:
             self.seen["unanswered"] += messages[-1]["role"] != "assistant"
             self.seen["opened"] += next(m["role"] for m in messages if m["role"] != "system") == "assistant"
             taught = False
-            for rendered in self._rendered(messages, place):
+            for rendered in self.rendered(messages, place):
                 tokens, learned = self.read(rendered)
                 self.seen["cut"] += len(tokens) > self.context
                 tokens, learned = tokens[: self.context], learned[: self.context]
@@ -220,6 +220,13 @@ class Chat:
             said.append("the tokenizer marks no end of a turn as special; answers may run on to max_tokens")
         return said
 
+    def rendered(self, messages: Conversation, place: str) -> list[Rendered]:
+        """The conversation by the template, with what the assistant writes; see `rendered_answers`."""
+        try:
+            return rendered_answers(self.template, messages, **self.variables)
+        except RequestError as error:
+            raise DataError(f"{place}: {error}") from error
+
     def read(self, rendered: Rendered) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The tokens of a rendered conversation, and True at those that the assistant writes.
 
@@ -255,7 +262,7 @@ class Chat:
         """The token with which the template ends an answer, and the tokenizer's own end."""
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
         closing = []
-        for rendered in self._rendered(messages, "data.tokenizer"):
+        for rendered in self.rendered(messages, "data.tokenizer"):
             tokens, learned = self.read(rendered)
             closing = [token for token in tokens[learned].tolist() if token in self.tokenizer.special_ids][-1:]
         ends = tuple(dict.fromkeys([*closing, *([] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id])]))
@@ -268,12 +275,6 @@ class Chat:
         if form := form_of(row):
             self.forms[form] += 1
         return messages
-
-    def _rendered(self, messages: Conversation, place: str) -> list[Rendered]:
-        try:
-            return rendered_answers(self.template, messages, **self.variables)
-        except RequestError as error:
-            raise DataError(f"{place}: {error}") from error
 
     def _opened(self, messages: Conversation, place: str) -> list[int]:
         try:

@@ -176,3 +176,12 @@ class WritingTask(LabelledTask, Protocol):
     def generation(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """generation_config.json of a model of this task, from that of the recipe's generate section."""
         ...
+
+
+@runtime_checkable
+class ReferringTask(LabelledTask, Protocol):
+    """A labelled task whose loss compares the network with what it was before training."""
+
+    def remember(self, network: Network, examples: Sequence[Example], *, precision: Precision = nullcontext) -> None:
+        """Keep what the starting network says of examples that will be learned, scored or predicted."""
+        ...
