@@ -157,6 +157,21 @@ def test_gradients_do_not_depend_on_padding():
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize(("prompt", "chosen"), [("x" * 99, "yes"), ("x" * 99, "y" * 99), ("x", "y" * 99)])
+def test_long_rows_are_cut_where_the_prompt_begins_the_same_for_both_answers(prompt, chosen):
+    task, _ = made()
+    (example,) = task.examples([{"prompt": prompt, "chosen": chosen, "rejected": "no"}], targets=True)
+    pair = example.target
+    before = [int(side.learned.argmax()) for side in (pair.chosen, pair.rejected)]
+    assert before[0] == before[1] and (pair.chosen.tokens[: before[0]] == pair.rejected.tokens[: before[0]]).all()
+    assert task.tokenizer.decode(pair.chosen.tokens[: before[0]]).endswith("x<|im_end|>\n<|im_start|>assistant\n")
+    assert len(pair.chosen.tokens) == 64 and pair.rejected.learned.sum() == 3
+    assert pair.chosen.learned.sum() >= min(32, len(chosen) + 1)
+    assert task.notes() == [
+        "1 row was longer than the context of 64 tokens and cut to it, where prompts begin; raise train.context to keep more"
+    ]
+
+
 def test_rows_and_models_that_do_not_fit_are_refused_with_what_to_do():
     task, network = made()
     with pytest.raises(RecipeError, match=r"model\.start: task preference changes a model that writes already"):
@@ -167,9 +182,5 @@ def test_rows_and_models_that_do_not_fit_are_refused_with_what_to_do():
         task.examples([{**ROWS[0], "prompt": ""}], targets=True)
     with pytest.raises(DataError, match=r"row 1: field 'prompt' has no message by the user"):
         task.examples([{**ROWS[0], "prompt": [{"role": "system", "content": "x"}]}], targets=True)
-    with pytest.raises(DataError, match=r"no prompt leaves room for an answer within 64 tokens"):
-        task.examples([{**ROWS[0], "prompt": "x" * 99}], targets=True)
-    task.examples([ROWS[0], {**ROWS[0], "prompt": "x" * 99}], targets=True)
-    assert "2 rows were left out" in task.notes()[-1]
     with pytest.raises(FormaryError, match="remember must see the starting network"):
         task.loss(network, task.collate(task.examples(ROWS, targets=True)))

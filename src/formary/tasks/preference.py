@@ -76,7 +76,7 @@ class Preference:
     def __init__(self, chat: Chat, *, beta: float = _BETA) -> None:
         self.chat, self.beta = chat, beta
         self.tokenizer: Tokenizer = chat.tokenizer
-        self.left_out = 0
+        self._cut: set[bytes] = set()  # rows, by what is left of them
         self._reference: dict[bytes, tuple[float, float]] = {}  # log-likelihoods by the model that training starts from
 
     @classmethod
@@ -110,19 +110,10 @@ class Preference:
         return self.chat.generation(defaults)
 
     def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:
-        """Both answers of each row; a row of which the context holds nothing of an answer teaches nothing."""
-        found = []
-        for number, row in enumerate(rows):
-            pair = self._pair(row, place_of(row, f"{where} {number + 1}"))
-            usable = pair.chosen.learned.any() and pair.rejected.learned.any()
-            self.left_out += targets and not usable
-            if usable or not targets:
-                found.append(Example(pair.chosen.tokens, target=pair, row=number))
-        if targets and rows and not found:
-            raise DataError(
-                f"data.sources: no prompt leaves room for an answer within {self.chat.context} tokens; raise train.context"
-            )
-        return found
+        """Both answers of each row after one prompt; of what is longer than the context the prompt's beginning is cut."""
+        places = [place_of(row, f"{where} {number}") for number, row in enumerate(rows, 1)]
+        pairs = [self._pair(row, place) for row, place in zip(rows, places)]
+        return [Example(pair.chosen.tokens, target=pair, row=number) for number, pair in enumerate(pairs)]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         pairs: list[_Pair] = [example.target for example in examples]
@@ -177,10 +168,11 @@ class Preference:
 
     def notes(self) -> list[str]:
         said = self.chat.notes()
-        if self.left_out:
-            rows = "1 row was" if self.left_out == 1 else f"{self.left_out:,} rows were"
+        if self._cut:
+            rows = "1 row was" if len(self._cut) == 1 else f"{len(self._cut):,} rows were"
             said.append(
-                f"{rows} left out: the prompt leaves no room for an answer within {self.chat.context} tokens; raise train.context"
+                f"{rows} longer than the context of {self.chat.context} tokens and cut to it, where prompts begin; raise "
+                "train.context to keep more"
             )
         return said
 
@@ -195,17 +187,30 @@ class Preference:
             raise DataError(f"{place}: field 'prompt' holds {prompt!r:.40}, neither a text nor messages")
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         messages = messages_of({"messages": asked}, place)
-        return _Pair(*(self._side(messages, _answer(row, side, place), place) for side in ("chosen", "rejected")))
+        sides = [self._parts(messages, _answer(row, side, place), place) for side in ("chosen", "rejected")]
+        context, longest = self.chat.context, max(len(answer) for _, answer in sides)
+        prompt_tokens = sides[0][0]
+        keep = min(len(prompt_tokens), max(context - longest, context // 2))
+        pair = _Pair(*(_side(prompt_tokens[len(prompt_tokens) - keep :], answer, context) for _, answer in sides))
+        if keep < len(prompt_tokens) or keep + longest > context:
+            self._cut.add(pair.key)
+        return pair
 
-    def _side(self, prompt: Conversation, answer: dict[str, str], place: str) -> _Side:
-        """The last answer of the conversation; those before it belong to the prompt."""
+    def _parts(
+        self, prompt: Conversation, answer: dict[str, str], place: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens before the last answer of a conversation, and those of the answer."""
         rendered = self.chat.rendered([*prompt, answer], place)
         if not rendered:
             raise DataError(f"{place}: field 'prompt' has no message by the user")
         tokens, learned = self.chat.read(rendered[-1])
-        before = np.flatnonzero(learned[1:] & ~learned[:-1])  # the place before each answer
-        learned[: before[-1] + 1] = False
-        return _Side(tokens[: self.chat.context], learned[: self.chat.context])
+        start = int(np.flatnonzero(learned[1:] & ~learned[:-1])[-1]) + 1
+        return tokens[:start], tokens[start:][learned[start:]]
+
+
+def _side(prompt: NDArray[np.int64], answer: NDArray[np.int64], context: int) -> _Side:
+    learned = np.arange(len(prompt) + len(answer)) >= len(prompt)
+    return _Side(np.concatenate([prompt, answer])[:context], learned[:context])
 
 
 def _answer(row: Row, side: str, place: str) -> dict[str, str]:
