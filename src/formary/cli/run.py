@@ -22,8 +22,19 @@ Folder = Annotated[Path | None, typer.Option(help="The run folder; runs/NAME whe
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")]
 
 
-def run(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
+def run(
+    recipe: Target,
+    set_: Overrides = None,
+    folder: Folder = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Run under this many seeds: mean and spread, and what the models say together.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
     """Do everything a recipe asks for: prepare, train, evaluate, report. What is up to date is not done again."""
+    if seeds is not None:
+        _repeat(recipe, seeds, set_, folder, json)
+        return
     result = _execute(recipe, set_, folder, json, until="report")
     if json:
         return
@@ -32,6 +43,24 @@ def run(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJ
         _say("next, try:")
         for command in _next_commands(result):
             _say(f"  {command}")
+
+
+def _repeat(recipe: str, seeds: int, overrides: list[str] | None, folder: Path | None, json: bool) -> None:
+    from formary.pipeline.repeat import repeat
+
+    console = Console(stderr=True) if json else None
+    found = repeat(recipe, seeds, overrides=overrides or (), folder=folder, console=console)
+    if json:
+        print(json_format.dumps({"metrics": found.metrics, "ensemble": found.ensemble}, ensure_ascii=False))
+        return
+    _say(f"\nover {seeds} seeds, mean and standard deviation:")
+    for metric in found.metrics:
+        _say(
+            f"  {metric['metric'].replace('_', ' ')} {metric['mean']:.4f} ± {metric['spread']:.4f} ({metric['protocol']})"
+        )
+    for metric in found.ensemble:
+        _say(f"  together: {metric['says']}")
+    _say("reports: " + ", ".join(str(result.report) for result in found.runs))
 
 
 def prepare(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
