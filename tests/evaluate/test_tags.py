@@ -1,10 +1,11 @@
 """Tags and entities: equal to nervaluate and scikit-learn, on schemes kept and broken."""
 
+import nervaluate
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from formary.evaluate.tags import baselines, details, entities, is_scheme, metrics
 from formary.recipe.schema import Evaluate
@@ -21,25 +22,12 @@ def measured(gold, said, **others):
     return {entry["metric"]: entry for entry in metrics(rows, answers, settings=QUICK, where="test")}
 
 
-def legal(tags):
-    """The same with every stray inside tag turned into a beginning, which all readings of BIO agree on."""
-    made, before = [], "O"
-    for tag in tags:
-        if tag.startswith("I-") and before[2:] != tag[2:]:
-            tag = "B-" + tag[2:]
-        made.append(tag)
-        before = tag
-    return made
-
-
 @settings(max_examples=60, deadline=None)
 @given(SENTENCES)
-def test_entity_scores_equal_nervaluates_strict(pairs):
-    nervaluate = pytest.importorskip("nervaluate")
-    gold = [legal([a for a, _ in sentence]) for sentence in pairs]
-    said = [legal([b for _, b in sentence]) for sentence in pairs]
-    if not is_scheme(gold):
-        return
+def test_entity_scores_equal_nervaluates_strict_also_where_the_scheme_is_broken(pairs):
+    gold = [[a for a, _ in sentence] for sentence in pairs]
+    said = [[b for _, b in sentence] for sentence in pairs]
+    assume(is_scheme(gold))
     strict = nervaluate.Evaluator(gold, said, tags=["PER", "LOC"], loader="list").evaluate()["overall"]["strict"]
     found = measured(gold, said)
     for ours, theirs in (("entity_f1", "f1"), ("entity_precision", "precision"), ("entity_recall", "recall")):
@@ -68,6 +56,8 @@ def test_word_scores_equal_scikit_learns(pairs):
         ("B-A B-A", [(0, 1, "A"), (1, 2, "A")]),
         ("B-A I-A E-A S-B O", [(0, 3, "A"), (3, 4, "B")]),
         ("B-A L-A U-B", [(0, 2, "A"), (2, 3, "B")]),
+        ("B-A E-A I-A", [(0, 2, "A"), (2, 3, "A")]),
+        ("B-A X I-A", [(0, 1, "A"), (2, 3, "A")]),
         ("O O", []),
     ],
 )
@@ -98,3 +88,33 @@ def test_details_name_confusions_and_the_worst_sentences():
     assert found["confusions"] == [{"true": "B-PER", "said": "O", "words": 1, "example": "Ann"}]
     assert found["worst"] == [{"row": 1, "errors": 1, "sentence": "Ann[B-PER → O] ran"}]
     assert found["entities"] == [{"type": "PER", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2}]
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ("S-P B-P E-P", "S-P B-P E-P"),
+        ("U-P B-P L-P", "U-P B-P L-P"),
+        ("I-P B-P I-P", "I-P B-P I-P"),  # IOB1
+    ],
+)
+def test_the_dictionary_spells_entities_in_the_scheme_of_the_training_rows(seen, expected):
+    words = ["Ann", "Bo", "Li"]
+    made = baselines([{"tokens": words, "tags": seen.split()}], [{"tokens": words, "tags": seen.split()}])
+    assert made["dictionary"][0]["tags"] == expected.split()
+
+
+def test_details_show_types_that_are_said_but_never_true():
+    found = details([{"tokens": ["Ann"], "tags": ["B-PER"]}], [{"tags": ["B-LOC"]}])
+    assert {"type": "LOC", "precision": 0.0, "recall": None, "f1": 0.0, "support": 0} in found["entities"]
+
+
+def test_scores_by_type_and_tag_equal_scikit_learns():
+    gold, said = [["a", "b", "b", "c"], ["a", "a"]], [["a", "b", "c", "c"], ["b", "a"]]
+    rows = [{"tokens": list("wxyz")[: len(tags)], "tags": tags} for tags in gold]
+    flat, answered = [a for tags in gold for a in tags], [b for tags in said for b in tags]
+    expected = precision_recall_fscore_support(flat, answered, labels=["a", "b", "c"])
+    found = {one["tag"]: one for one in details(rows, [{"tags": tags} for tags in said])["tags"]}
+    for place, tag in enumerate("abc"):
+        row = [found[tag][name] for name in ("precision", "recall", "f1", "support")]
+        assert row == pytest.approx([column[place] for column in expected])

@@ -1,7 +1,7 @@
 """How well answers are found in a context: exact match and F1 as SQuAD measures them, also for Chinese and Japanese.
 
 Answers are compared after SQuAD's normalisation (Rajpurkar et al. 2016; the unanswerable as in Rajpurkar et al. 2018);
-each Chinese or Japanese character counts as a word of its own, as in CMRC 2018 (Cui et al. 2019).
+each Chinese or Japanese character is a word of its own, cut as in CMRC 2018 (whose F1 also asks for their order).
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ Answer = Mapping[str, Any]
 Array = NDArray[np.float64]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_HAS_CJK = re.compile(f"[{_CJK}]")
 _UNITS = re.compile(f"[{_CJK}]|[^{_CJK}\\s]+")
+_FULL_WIDTH = re.compile("[\u3000-\u303f\uff00-\uffef]")  # the punctuation of Chinese and Japanese alone
+_ASKING = re.compile(
+    "为什么|為什麼|什么|什麼|谁|誰|哪|何时|何時|多少|几|幾|怎么|怎麼|如何|なぜ|どこ|どの|どう|いつ|いくつ|何"
+)
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+[\"'”’」』)）]*|\n|$)")
 _WORST = 20
 
@@ -52,19 +57,24 @@ def metrics(
     }
     has = np.array([bool(right) for right in gold])
     how = "SQuAD's normalisation, best of the right answers"
+    if any(_HAS_CJK.search(one) for right in gold for one in right):
+        how += ", Chinese and Japanese by characters in any order"
     entries = []
     parts = [("", np.ones(len(rows), dtype=bool))]
     if has.any() and not has.all():
         parts += [("answerable_", has), ("unanswerable_", ~has)]
     for prefix, inside in parts:
+        count = int(inside.sum())
         for place, name in enumerate(("f1", "exact_match")):
+            measured = {model: values[inside, place] for model, values in scores.items()}
             entries.append(
                 interval.metric_entry(
                     prefix + name,
-                    f"{where}, {how}" + (f", {int(inside.sum()):,} of them" if prefix else ""),
-                    {model: _mean(values[:, place], inside) for model, values in scores.items()},
-                    len(rows),
+                    f"{where}, {how}" + (f", {count:,} of them" if prefix else ""),
+                    {model: _mean(values) for model, values in measured.items()},
+                    count,
                     settings=settings,
+                    share_of_rows=all(np.isin(values, (0, 1)).all() for values in measured.values()),
                 )
             )
     return entries
@@ -78,7 +88,7 @@ def details(rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, Any]:
     """
     gold = [right_answers(row) for row in rows]
     scores = np.array([score(str(answer["answer"]), right) for answer, right in zip(answers, gold, strict=True)])
-    words = [(str(row["question"]).split() or [""])[0].lower().strip(string.punctuation) for row in rows]
+    words = [_asking(str(row["question"])) for row in rows]
     lengths = [_length(right) for right in gold]
     worst = [n for n in np.argsort(scores[:, 0], kind="stable").tolist() if scores[n, 0] < 1][:_WORST]
     return {
@@ -99,29 +109,28 @@ def details(rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def baselines(training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """The sentence of the context most like the question by TF-IDF, and its first sentence."""
+    """The sentence of the context most like the question by TF-IDF as in training, and its first sentence."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    contexts = list(dict.fromkeys(str(row["context"]) for row in [*training, *rows]))
+    cut = {context: sentences(context) for context in dict.fromkeys(str(row["context"]) for row in rows)}
+    found = {"first sentence": [{"answer": cut[str(row["context"])][0]} for row in rows]}
     try:
-        vectors = TfidfVectorizer(tokenizer=units, token_pattern=None, lowercase=True).fit(contexts)
-    except ValueError:  # no words at all
-        return {}
-    best, first = [], []
+        vectors = TfidfVectorizer(tokenizer=units, token_pattern=None, lowercase=True)
+        vectors.fit(list(dict.fromkeys(str(row["context"]) for row in training)))
+    except ValueError:  # no words to learn from
+        return found
+    pieces = {context: vectors.transform(of_context) for context, of_context in cut.items()}
+    best = []
     for row in rows:
-        cut = sentences(str(row["context"]))
-        question = vectors.transform([str(row["question"])])
-        likeness = (vectors.transform(cut) @ question.T).toarray()[:, 0]
-        best.append({"answer": cut[int(likeness.argmax())]})
-        first.append({"answer": cut[0]})
-    return {"best TF-IDF sentence": best, "first sentence": first}
+        context = str(row["context"])
+        likeness = (pieces[context] @ vectors.transform([str(row["question"])]).T).toarray()[:, 0]
+        best.append({"answer": cut[context][int(likeness.argmax())]})
+    return {"best TF-IDF sentence": best, **found}
 
 
 def score(answer: str, right: Sequence[str]) -> tuple[float, float]:
     """(F1, exact match) of an answer against the best of the right ones; none at all means that "" is right."""
-    if not right:
-        same = float(not normalised(answer))
-        return same, same
+    right = [one for one in right if normalised(one)] or [""]  # as SQuAD 2: an article alone is no answer
     return max(f1(answer, one) for one in right), max(float(normalised(answer) == normalised(one)) for one in right)
 
 
@@ -135,8 +144,13 @@ def f1(answer: str, right: str) -> float:
 
 
 def normalised(text: str) -> str:
-    """Lower case without punctuation, English articles and surplus white space."""
-    kept = "".join(letter for letter in text.lower() if not _is_punctuation(letter))
+    """Lower case without punctuation, English articles and surplus white space.
+
+    SQuAD strips ASCII punctuation alone, and so does this; quotes, dashes and dots beyond it go beside Chinese and
+    Japanese characters only, as in CMRC 2018.
+    """
+    wide = _HAS_CJK.search(text) is not None
+    kept = "".join(letter for letter in text.lower() if not _is_punctuation(letter, wide))
     return " ".join(_ARTICLES.sub(" ", kept).split())
 
 
@@ -151,31 +165,44 @@ def sentences(text: str) -> list[str]:
 
 
 def right_answers(row: Row) -> list[str]:
-    """The right answers' texts, in whichever of SQuAD's forms the row holds them."""
+    """The right answers' texts, in whichever of SQuAD's forms the row holds them; blank ones are no answers."""
     given = row["answers"]
-    if isinstance(given, Mapping):
-        return [str(text) for text in given.get("text", ())]
-    return [str(one["text"]) if isinstance(one, Mapping) else str(one) for one in given or ()]
+    texts = given.get("text") if isinstance(given, Mapping) else given
+    found = [str(one["text"]) if isinstance(one, Mapping) else str(one) for one in (() if texts is None else texts)]
+    return [text for text in found if text.strip()]
 
 
-def _is_punctuation(letter: str) -> bool:
-    return letter in string.punctuation or (not letter.isascii() and unicodedata.category(letter).startswith("P"))
+def _is_punctuation(letter: str, wide: bool) -> bool:
+    if letter in string.punctuation:
+        return True
+    beyond = wide or _FULL_WIDTH.match(letter) is not None
+    return beyond and not letter.isascii() and unicodedata.category(letter)[0] == "P"
 
 
-def _mean(values: Array, inside: NDArray[np.bool_]) -> Callable[[Array], Array]:
+def _asking(question: str) -> str:
+    """The word that a question begins with; in Chinese and Japanese, which have no such place, its question word."""
+    if _HAS_CJK.search(question):
+        asking = _ASKING.search(question)
+        return asking.group() if asking else "(other)"
+    return (question.split() or [""])[0].lower().strip(string.punctuation)
+
+
+def _mean(values: Array) -> Callable[[Array], Array]:
     def statistic(weights: Array) -> Array:
-        chosen = weights[:, inside]
-        total = chosen.sum(axis=1)
-        return np.asarray(np.divide(chosen @ values[inside], total, out=np.full(len(total), np.nan), where=total > 0))
+        return np.asarray(weights @ values / weights.sum(axis=1))
 
     return statistic
 
 
 def _slices(by: str, names: Sequence[str], scores: Array) -> list[dict[str, Any]]:
+    """Means of the rows of each name, the commonest name first."""
+    members: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        members.setdefault(name, []).append(number)
     found = []
-    for name, count in Counter(names).most_common():
-        mean = scores[[n == name for n in names]].mean(axis=0)
-        found.append({by: name, "rows": count, "f1": float(mean[0]), "exact_match": float(mean[1])})
+    for name, numbers in sorted(members.items(), key=lambda pair: -len(pair[1])):
+        mean = scores[numbers].mean(axis=0)
+        found.append({by: name, "rows": len(numbers), "f1": float(mean[0]), "exact_match": float(mean[1])})
     return found
 
 

@@ -80,7 +80,7 @@ def details(rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, Any]:
     said = [list(answer["tags"]) for answer in answers]
     found: dict[str, Any] = {}
     if is_scheme(gold):
-        types = sorted({kind for tags in gold for _, _, kind in entities(tags)})
+        types = sorted({kind for tags in [*gold, *said] for _, _, kind in entities(tags)})
         found["entities"] = [
             _scores("type", kind, *(counts.sum() for counts in _entity_counts(gold, said, only=kind))) for kind in types
         ]
@@ -139,7 +139,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     for place, tag in enumerate([*tags, "O"]):
         letter, _, of = tag.partition("-")
         begins = letter in ("B", "S", "U") or (letter in ("I", "E", "L") and of != kind)
-        if kind and (letter == "O" or begins):
+        if kind and (letter not in ("I", "E", "L") or begins):
             found.append((start, place, kind))
             kind = ""
         if begins:
@@ -198,10 +198,16 @@ def _macro(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> Call
 
 
 def _by_dictionary(training: Sequence[Row], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The longest names seen in training, with their usual type, spelled in the scheme they were seen in."""
     kinds: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    spellings: dict[tuple[tuple[str, ...], str], Counter[tuple[str, ...]]] = defaultdict(Counter)
     for row in training:
         for start, end, kind in entities(row["tags"]):
-            kinds[tuple(row["tokens"][start:end])][kind] += 1
+            name = tuple(row["tokens"][start:end])
+            kinds[name][kind] += 1
+            spellings[name, kind][tuple(row["tags"][start:end])] += 1
+    usual_kind = {name: counts.most_common(1)[0][0] for name, counts in kinds.items()}
+    spelled = {name: spellings[name, kind].most_common(1)[0][0] for name, kind in usual_kind.items()}
     longest = max(map(len, kinds), default=0)
     answers = []
     for row in rows:
@@ -209,10 +215,11 @@ def _by_dictionary(training: Sequence[Row], rows: Sequence[Row]) -> list[dict[st
         tags = ["O"] * len(tokens)
         while place < len(tokens):
             sizes = range(min(longest, len(tokens) - place), 0, -1)
-            size = next((size for size in sizes if tuple(tokens[place : place + size]) in kinds), 0)
+            size = next((size for size in sizes if tuple(tokens[place : place + size]) in spelled), 0)
             if size:
-                kind = kinds[tuple(tokens[place : place + size])].most_common(1)[0][0]
-                tags[place : place + size] = [f"B-{kind}", *[f"I-{kind}"] * (size - 1)]
+                tags[place : place + size] = spelled[tuple(tokens[place : place + size])]
+                if place and tags[place][0] == "I" and tags[place - 1][2:] == tags[place][2:]:
+                    tags[place] = "B" + tags[place][1:]  # IOB1 marks the beginning after a neighbour of the same type
             place += max(size, 1)
         answers.append({"tags": tags})
     return answers
