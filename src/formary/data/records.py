@@ -1,14 +1,38 @@
-"""What the rows of a task hold: the columns it needs, and the text that stands for a row.
+"""What a row is, and what the rows of a task hold: the columns they need and the text that stands for one.
 
-Cleaning, duplicates and the split look at one text per row. For most tasks that is the column `text`; rows of other
-shapes (tokens and tags, questions with contexts, conversations) say how theirs is composed.
+Cleaning, duplicates and the split look at one text per row. For most tasks that is the column `text`; for rows of other
+shapes (tokens and tags, questions with contexts, conversations) it is composed of their columns and never written.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(slots=True)
+class Row:
+    """One row: its values by column name and where it came from ("data/a.jsonl line 17").
+
+    Args:
+        values: as read from the file.
+        origin: the file and the place in it.
+        key: the hash of its folded text, once asked for.
+        composed: the text that stands for it where that is not its column `text`.
+    """
+
+    values: dict[str, Any]
+    origin: str
+    key: int | None = None
+    composed: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text by which the row is counted, judged and compared."""
+        text: str = self.values["text"] if self.composed is None else self.composed
+        return text
 
 
 @dataclass(frozen=True)
@@ -17,9 +41,39 @@ class RowForm:
 
     Args:
         columns: which every row must have.
-        text: composes a row's text where it is not the column `text`. It is written into that column, for duplicates,
-            leakage and the eye; all other columns stay as they are.
+        text: composes a row's text where it is not the column `text`. Rows are dropped or kept by it and compared by it;
+            it changes nothing in them.
     """
 
     columns: tuple[str, ...] = ("text",)
     text: Callable[[Mapping[str, Any]], str] | None = None
+
+    @property
+    def one_text(self) -> bool:
+        """Whether a row is a text and nothing else."""
+        return self.text is None and self.columns == ("text",)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The columns in which two rows of the same text may differ."""
+        return self.columns if self.text is not None else tuple(name for name in self.columns if name != "text")
+
+    def with_text(self, row: Row) -> Row:
+        """The row, given its composed text; one from which none can be composed stands for itself, its task refuses it."""
+        if self.text is not None:
+            try:
+                row.composed = self.text(row.values)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+                row.composed = json.dumps(row.values, ensure_ascii=False, default=str)
+        return row
+
+
+def label_names(value: Any) -> list[str]:
+    """A label, or labels, as names: numbers without a needless .0, truth values as true and false."""
+    if isinstance(value, list | tuple | set):
+        return [name for part in value for name in label_names(part)]
+    if isinstance(value, bool):
+        return ["true" if value else "false"]
+    if isinstance(value, float) and value.is_integer():
+        return [str(int(value))]
+    return [str(value)]

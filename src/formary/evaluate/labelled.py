@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from formary.data.duplicates import NearDuplicates
+from formary.evaluate.labels import LOWER_IS_BETTER
 from formary.recipe.schema import Evaluate
 from formary.tasks.protocol import Answer, LabelledTask, Row
 
@@ -87,8 +88,6 @@ def _key(task: LabelledTask, row: Row) -> str:
 
 
 # Which module measures which kind of answer -----------------------------------------------------------------------------
-
-LOWER_IS_BETTER = ("mae", "rmse", "log_loss", "ece")
 
 
 def _label_metrics(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from formary.data.records import label_names
 from formary.errors import DataError
 from formary.evaluate import interval, label_scores, linear
 from formary.evaluate.interval import Statistic
@@ -91,17 +92,6 @@ def metrics(
         )
         entries.append(entry)
     return entries
-
-
-def label_names(value: Any) -> list[str]:
-    """A row's label, or labels, as names: numbers without a needless .0, truth values as true and false."""
-    if isinstance(value, list | tuple | set):
-        return [name for part in value for name in label_names(part)]
-    if isinstance(value, bool):
-        return ["true" if value else "false"]
-    if isinstance(value, float) and value.is_integer():
-        return [str(int(value))]
-    return [str(value)]
 
 
 def _how(name: str, classes: Sequence[str], kind: Kind) -> str:

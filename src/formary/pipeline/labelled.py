@@ -116,7 +116,7 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
     for note in [*task.notes(), *result["notes"]]:
         context.console.print(f"  note: {note}")
     result["samples"] = [
-        {"prompt": _told({name: row.get(name) for name in task.asks}), "text": _told(answer), "settings": {}}
+        {"prompt": _told({name: row.get(name) for name in task.asks}), "text": f" → {_told(answer)}", "settings": {}}
         for row, answer in zip(rows[:_SHOWN], given)
     ]
     return result

@@ -59,7 +59,7 @@ def repeat(
     made = read(path, overrides)
     folder = folder or Path(made.run_folder or Path("runs") / made.name) / "seeds"
     console = console or Console()
-    runs = []
+    runs: list[RunResult] = []
     for seed in range(made.train.seed, made.train.seed + seeds):
         place = folder / str(seed)
         if runs and not place.exists():

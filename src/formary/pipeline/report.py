@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from formary import durable
 from formary.evaluate.interval import Interval
-from formary.evaluate.labelled import LOWER_IS_BETTER as LABELLED_LOWER
+from formary.evaluate.labels import LOWER_IS_BETTER as LABELLED_LOWER
 from formary.pipeline import figures
 from formary.pipeline.page import PAGE, STYLE
 from formary.pipeline.tables import tables_of
@@ -344,7 +344,8 @@ def _learning(report: ReportData) -> dict[str, Any] | None:
         if len(points) > 1:
             line = figures.Line(title, points, marks=key.startswith("validation") and len(points) <= 60)
             small.append(Markup(figures.curves([line], x_label="step", y_label=title, width=_NARROW, height=190)))
-    figure = _both(lambda width: figures.curves(loss, x_label="step", y_label="loss, nats per token", width=width))
+    unit = "loss, nats per token" if report.task in WRITES else "loss"
+    figure = _both(lambda width: figures.curves(loss, x_label="step", y_label=unit, width=width))
     return {
         "heading": _learning_heading(train, valid),
         "text": _learning_text(report, train, valid),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formary.data.records import RowForm
+from formary.data.records import RowForm, label_names
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
 from formary.model.config import ModelConfig
@@ -74,7 +74,7 @@ class Classify:
         if kind == "regression":
             names = ["value"]
         else:
-            names = sorted({name for value in values for name in _names(value)}, key=_natural)
+            names = sorted({name for value in values for name in label_names(value)}, key=_natural)
             if len(names) < (1 if kind == "multi" else 2):
                 only = f"the label '{names[0]}'" if names else "no label"
                 raise DataError(
@@ -85,7 +85,7 @@ class Classify:
             numbers = np.array([_number(value, f"training row {place}") for place, value in enumerate(values, 1)])
             task.mean, task.spread = float(numbers.mean()), float(numbers.std()) or 1.0
         elif objective.class_weights == "balanced":
-            counts = Counter(name for value in values for name in _names(value))
+            counts = Counter(name for value in values for name in label_names(value))
             weights = torch.tensor([1.0 / counts[name] for name in names])
             shares = torch.tensor([counts[name] / len(values) for name in names])
             task.weights = weights / (weights * shares).sum()  # a row weighs 1 on average
@@ -207,7 +207,7 @@ class Classify:
         value = _label(row, where)
         if self.kind == "regression":
             return _number(value, where)
-        names = _names(value)
+        names = label_names(value)
         self.unseen.update(name for name in names if name not in self.numbers)
         if self.kind == "multi":
             chosen = np.zeros(len(self.labels), dtype=np.float32)
@@ -227,17 +227,6 @@ def _label(row: Row, where: str) -> Any:
             "or map another column with data.columns.label"
         )
     return value
-
-
-def _names(value: Any) -> list[str]:
-    """A label, or labels, as names: numbers without a needless .0, truth values as true and false."""
-    if isinstance(value, list | tuple | set):
-        return [name for part in value for name in _names(part)]
-    if isinstance(value, bool):
-        return ["true" if value else "false"]
-    if isinstance(value, float) and value.is_integer():
-        return [str(int(value))]
-    return [str(value)]
 
 
 def _number(value: Any, where: str) -> float:
