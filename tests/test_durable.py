@@ -138,3 +138,16 @@ def test_a_place_that_is_not_writable_is_an_error_of_ours(folder):
     folder.chmod(0o500)
     with pytest.raises(StorageError, match="Permission denied"):
         durable.write_text(folder / "b.txt", "new")
+
+
+def test_naming_says_which_file_and_what_is_left(tmp_path):
+    path, left = tmp_path / "a", "the checkpoints are whole"
+    with (
+        pytest.raises(StorageError, match=r"/a: could not be written \(No space left.*\); nothing half-written"),
+        durable.naming(path),
+    ):
+        full()
+    with pytest.raises(StorageError, match=f"; {left}; free some space"), durable.naming(path, left=left):
+        full()
+    with pytest.raises(ValueError), durable.naming(path):
+        raise ValueError

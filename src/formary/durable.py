@@ -20,6 +20,7 @@ from formary.errors import StorageError
 _TEMPORARY = ".writing-"
 _REPLACED = ".writing-over-"  # a folder on its way out; it is all there is if a kill comes before the new one's rename
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOTHING_LEFT = "nothing half-written was left"
 
 
 @contextmanager
@@ -71,6 +72,23 @@ def new_folder(path: Path) -> Iterator[Path]:
         _put_back(old, path)
 
 
+@contextmanager
+def naming(path: Path, *, left: str = _NOTHING_LEFT) -> Iterator[None]:
+    """Name `path` in the system's errors: of several open files it is the one that could not be written.
+
+    Args:
+        path: the file's final name.
+        left: what is left after the error, in words.
+
+    Raises:
+        StorageError: instead of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(Path(path), error, left) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 so that `path` holds all of it or what it held before."""
     with new_file(path) as temporary:
@@ -107,8 +125,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
+def _storage_error(path: Path, error: OSError, left: str = _NOTHING_LEFT) -> StorageError:
     advice = "; free some space and give the same command again" if error.errno in _FULL else ""
-    return StorageError(
-        f"{path}: could not be written ({error.strerror or error}); nothing half-written was left{advice}"
-    )
+    return StorageError(f"{path}: could not be written ({error.strerror or error}); {left}{advice}")

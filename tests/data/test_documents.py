@@ -104,7 +104,7 @@ def test_one_text_by_order_is_cut_by_characters_like_nanogpts_ninety_ten(tmp_pat
 def test_a_text_in_pieces_is_cut_by_characters_too_and_the_story_tells_of_the_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("formary.data.source.PIECE_BYTES", 1000)
+    monkeypatch.setattr("formary.data.cutting.PIECE_BYTES", 1000)
     text = "".join(f"Paragraph {number} of a long text.\n\n" for number in range(200))
     (tmp_path / "play.txt").write_text(text)
     texts, story = written(tmp_path, sources=["play.txt"], split={"by": "order", "validation": 0.1, "test": 0.2})

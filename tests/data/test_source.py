@@ -19,8 +19,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from formary.data import source
-from formary.data.source import PIECE_BYTES, Source, expand, fingerprint, read, split_text
+from formary.data import cutting
+from formary.data.cutting import PIECE_BYTES, split_text
+from formary.data.source import Source, expand, fingerprint, read
 from formary.errors import DataError, MissingExtra, RecipeError
 
 ROWS = [{"text": "Call me Ishmael.", "label": "a"}, {"text": "多年以后", "label": "b"}]
@@ -236,31 +237,6 @@ def test_an_array_in_a_jsonl_file_says_how_to_turn_it_into_rows(tmp_path: Path) 
         texts("a.jsonl", tmp_path)
 
 
-def test_squads_nested_questions_become_rows_and_wrong_offsets_are_mended_or_named(tmp_path: Path) -> None:
-    def questions(answer: str, start: int) -> str:
-        entry = {"id": "q1", "question": "who?", "answers": [{"text": answer, "answer_start": start}]}
-        return json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "it was Ann", "qas": [entry]}]}]})
-
-    (tmp_path / "a.json").write_text(questions("Ann", 7))
-    (row,) = read(["a.json"], base=tmp_path, required=("question", "context", "answers"))
-    assert row.values["answers"] == {"text": ["Ann"], "answer_start": [7]} and row.values["title"] == "T"
-    (tmp_path / "b.json").write_text(questions("Ann", 0))
-    (row,) = read(["b.json"], base=tmp_path, required=("question",))
-    assert row.values["answers"]["answer_start"] == [7]
-    (tmp_path / "c.json").write_text(questions("Bob", 0))
-    with pytest.raises(DataError, match=r"c\.json question q1: the answer 'Bob' is not in its context"):
-        list(read(["c.json"], base=tmp_path, required=("question",)))
-
-
-def test_a_column_of_tagged_words_becomes_sentences(tmp_path: Path) -> None:
-    (tmp_path / "a.conll").write_text("-DOCSTART- O\n\nAnn B-PER\nran O\n\nParis NNP B-LOC\n")
-    rows = [row.values for row in read(["a.conll"], base=tmp_path, required=("tokens", "tags"))]
-    assert rows == [{"tokens": ["Ann", "ran"], "tags": ["B-PER", "O"]}, {"tokens": ["Paris"], "tags": ["B-LOC"]}]
-    (tmp_path / "b.conll").write_text("Ann B-PER\nran\n")
-    with pytest.raises(DataError, match=r"b\.conll line 2: a word and its tag are needed"):
-        list(read(["b.conll"], base=tmp_path, required=("tokens",)))
-
-
 @pytest.mark.parametrize("kind, where", [("jsonl", "line 1"), ("csv", "line 2"), ("parquet", "row 1")])
 def test_a_missing_column_names_place_and_the_columns_there_are(kind: str, where: str, tmp_path: Path) -> None:
     rows = [{"body": "x", "id": "1"}]
@@ -348,7 +324,7 @@ def in_chunks(text: str, size: int) -> list[str]:
 def test_documents_do_not_depend_on_how_the_text_arrives(text: str, size: int, documents: str) -> None:
     whole = list(split_text([text], documents))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "_LOOKAHEAD", 12)  # the texts are short; a look-ahead of 4096 would hide the boundaries
+        patch.setattr(cutting, "_LOOKAHEAD", 12)  # the texts are short; a look-ahead of 4096 would hide the boundaries
         assert list(split_text(in_chunks(text, size), documents)) == whole
 
 
@@ -358,8 +334,8 @@ def test_long_documents_are_cut_into_pieces_and_no_visible_character_is_lost(
     text: str, size: int, limit: int, documents: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "PIECE_BYTES", limit)
-        patch.setattr(source, "_LOOKAHEAD", 12)
+        patch.setattr(cutting, "PIECE_BYTES", limit)
+        patch.setattr(cutting, "_LOOKAHEAD", 12)
         pieces = list(split_text(in_chunks(text, size), documents))
     assert all(len(piece.encode()) <= limit for piece in pieces)
     if documents == "file":
@@ -379,7 +355,7 @@ def test_a_huge_file_is_cut_at_paragraph_ends_in_memory_for_a_few_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert PIECE_BYTES == 8 * 2**20
-    monkeypatch.setattr(source, "PIECE_BYTES", 2**20)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 2**20)
     paragraph = "word " * 2000 + "\n\n"
     (tmp_path / "a.txt").write_text(paragraph * 3000)  # 30 MB
     tracemalloc.start()
@@ -424,7 +400,10 @@ def test_jsonl_and_csv_give_back_what_was_written(rows: list[dict[str, str]], as
 
 
 @quick
-@given(content=st.binary(max_size=200), kind=st.sampled_from(["txt", "jsonl", "csv", "parquet", "txt.gz", "jsonl.zst"]))
+@given(
+    content=st.binary(max_size=200),
+    kind=st.sampled_from(["txt", "jsonl", "json", "csv", "tsv", "parquet", "txt.gz", "jsonl.zst"]),
+)
 def test_any_bytes_give_rows_or_an_error_that_names_the_file(content: bytes, kind: str, tmp_path: Path) -> None:
     (tmp_path / f"a.{kind}").write_bytes(content)
     try:

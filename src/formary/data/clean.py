@@ -6,6 +6,7 @@ Rows stream through in order. Which step runs is the recipe's decision (`data.cl
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -17,13 +18,24 @@ import numpy as np
 
 from formary.data import pii, stop_words
 from formary.data.duplicates import HashSet, NearDuplicates, exact_key
-from formary.data.source import Row
+from formary.data.records import Row, RowForm
 from formary.errors import MissingExtra, RecipeError, nearest
 from formary.recipe import schema
 
 _EXAMPLES = 3
 _EXCERPT = 80  # characters of a text shown as an example
 _BATCH_ROWS, _BATCH_CHARS = 1024, 2**20  # near-duplicates are looked for in batches of at most this
+
+_CONFLICTS = "conflicting labels"
+# Cleaning that would change a composed text.
+_UNCHANGED: dict[str, Any] = {
+    "repair": False,
+    "unicode": "none",
+    "control_characters": False,
+    "stop_words": None,
+    "stem": None,
+    "segment": "none",
+}
 
 Step = Callable[[str], str | None]
 
@@ -45,20 +57,27 @@ class StepCount:
 class Cleaner:
     """Cleans the `text` of rows; other columns are left as they are.
 
+    Where a row's text is composed of its columns (`RowForm.text`), the steps that change text do not run: offsets, tags
+    and turns would no longer fit. Those that drop rows judge the composed text.
+
     Args:
         clean: the recipe's `data.clean`.
+        form: of the rows.
 
     Raises:
         MissingExtra: a step needs a library that is not installed.
         RecipeError: no stop words or stemmer for the language named.
     """
 
-    def __init__(self, clean: schema.Clean) -> None:
-        self.settings = clean
+    def __init__(self, clean: schema.Clean, form: RowForm = RowForm()) -> None:  # noqa: B008  # frozen
+        self.settings = clean if form.text is None else clean.model_copy(update=_UNCHANGED)
+        self.form = form
         self.rows_in = 0
         self.rows_out = 0
-        self._seen = HashSet()
-        self._row = Row({}, "")  # the one being cleaned, for the duplicates step
+        self._seen = HashSet()  # keys of texts
+        self._answered = HashSet()  # of texts with their answers, of the rows that stay
+        self._row = Row({}, "")  # the one being cleaned, for the duplicates steps
+        self._conflicts = False  # whether its text has stayed before
         first, last = self._steps()
         self._first = [(StepCount(name), step) for name, step in first]
         self._near = NearDuplicates(clean.near_duplicates) if clean.near_duplicates is not None else None
@@ -98,12 +117,14 @@ class Cleaner:
             first.append(("repetition", lambda text: None if repetition(text) > limit else text))
         if settings.languages:
             first.append(("language", _language_filter(settings.languages)))
-        if settings.pii == "mask":
+        if settings.pii == "mask" and self.form.text is None:
             first.append(("pii", lambda text: pii.scrub(text)[0]))
         if settings.pii == "drop":
             first.append(("pii", lambda text: None if pii.find(text) else text))
         if settings.duplicates:
-            first.append(("duplicates", self._first_of_its_kind))
+            first.append(("duplicates", self._not_again))
+            if self.form.answers:
+                first.append((_CONFLICTS, self._without_conflict))
         last: list[tuple[str, Step]] = []
         if settings.segment == "jieba":
             last.append(("segment", _segmenter()))
@@ -122,14 +143,15 @@ class Cleaner:
 
     def _apply(self, rows: Iterable[Row], steps: list[tuple[StepCount, Step]]) -> Iterator[Row]:
         for row in rows:
-            before = text = row.values["text"]
+            before = text = row.text
             self._row = row
             for count, step in steps:
                 result = step(text)
                 if result is None:
                     count.dropped += 1
                     if len(count.examples) < _EXAMPLES:
-                        count.examples.append(f"{row.origin}: {self._excerpt(text)}")
+                        answers = f" ({self._answers(row)})" if count.step == _CONFLICTS else ""
+                        count.examples.append(f"{row.origin}: {self._excerpt(text)}{answers}")
                     break
                 if result is not text and result != text:
                     count.changed += 1
@@ -148,20 +170,31 @@ class Cleaner:
         too_long = settings.max_chars is not None and len(text) > settings.max_chars
         return None if len(text.strip()) < settings.min_chars or too_long else text
 
-    def _first_of_its_kind(self, text: str) -> str | None:
-        self._row.key = exact_key(text)
-        return text if self._seen.add(self._row.key) else None
+    def _not_again(self, text: str) -> str | None:
+        """Drop the text of an earlier row, but leave one with another answer to the next step."""
+        self._row.key = key = exact_key(text)
+        self._conflicts = not self._seen.add(key)
+        if not self.form.answers:
+            return None if self._conflicts else text
+        answers = [self._row.values.get(column) for column in self.form.answers]
+        answered = exact_key(json.dumps([key, *answers], ensure_ascii=False, default=str))
+        if not self._conflicts:
+            self._answered.add(answered)
+        return None if answered in self._answered and self._conflicts else text
+
+    def _without_conflict(self, text: str) -> str | None:
+        return None if self._conflicts else text
 
     def _without_near_duplicates(self, rows: Iterable[Row], near: NearDuplicates) -> Iterator[Row]:
         count = self._near_count
         for batch in batches(rows):
-            for row, partner in zip(batch, near.add([row.values["text"] for row in batch])):
+            for row, partner in zip(batch, near.add([row.text for row in batch])):
                 if partner is None:
                     yield row
                     continue
                 count.dropped += 1
                 if len(count.examples) < _EXAMPLES:
-                    count.examples.append(f"{row.origin}: {self._excerpt(row.values['text'])}")
+                    count.examples.append(f"{row.origin}: {self._excerpt(row.text)}")
 
     # Examples -------------------------------------------------------------------------------------------------------
 
@@ -171,6 +204,9 @@ class Cleaner:
             shown = pii.scrub(shown)[0]
         shown = " ".join(shown.split())
         return shown[:_EXCERPT] + ("…" if len(shown) > _EXCERPT or len(text) > 5 * _EXCERPT else "")
+
+    def _answers(self, row: Row) -> str:
+        return self._excerpt("; ".join(f"{column} {row.values.get(column)!r}" for column in self.form.answers))
 
     def _change(self, before: str, after: str) -> str:
         place = _first_difference(before, after)
@@ -327,7 +363,7 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     chars = 0
     for row in rows:
         batch.append(row)
-        chars += len(row.values["text"])
+        chars += len(row.text)
         if len(batch) >= _BATCH_ROWS or chars >= _BATCH_CHARS:
             yield batch
             batch, chars = [], 0
@@ -339,7 +375,7 @@ def _with_keys(rows: Iterable[Row]) -> Iterator[Row]:
     """Rows whose key is that of the text before the classic steps, so that a baseline gets the same split."""
     for row in rows:
         if row.key is None:
-            row.key = exact_key(row.values["text"])
+            row.key = exact_key(row.text)
         yield row
 
 

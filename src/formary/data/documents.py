@@ -24,25 +24,17 @@ from formary import durable
 from formary.data.augment import Augmenter
 from formary.data.clean import Cleaner, batches
 from formary.data.duplicates import NearDuplicates, exact_key
-from formary.data.records import RowForm
-from formary.data.source import Row, Source
+from formary.data.records import Row, RowForm
+from formary.data.source import Source
 from formary.data.split import PARTS, Part, assign, by_order
-from formary.errors import DataError, RecipeError, StorageError
+from formary.errors import DataError, RecipeError
 from formary.recipe import schema
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes to read)."""
 
 _EXAMPLES = 3
-# Cleaning that would change a composed text.
-_UNCHANGED: dict[str, Any] = {
-    "repair": False,
-    "unicode": "none",
-    "control_characters": False,
-    "stop_words": None,
-    "stem": None,
-    "segment": "none",
-}
+_UNAPPLIED = ("stop_words", "stem", "segment")  # changes of text that a recipe has to ask for
 
 
 def write_documents(
@@ -53,10 +45,11 @@ def write_documents(
     form: RowForm = RowForm(),  # noqa: B008  # frozen
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Read, clean, split and augment the recipe's data; write one row a line, column `text` first.
+    """Read, clean, split and augment the recipe's data; write one row a line, column `text` first where there is one.
 
-    Rows whose text is composed of other columns (see `RowForm`) are dropped or kept by it, never changed: their
-    offsets, tags and turns would no longer fit.
+    Rows whose text is composed of other columns (see `RowForm`) are written as they were read: cleaning that drops
+    (length, repetition, language, duplicates) judges the composed text, cleaning that changes text is not applied.
+    Exact duplicates with another answer are dropped too and counted apart, as "conflicting labels".
 
     Args:
         data: the recipe's data section.
@@ -71,19 +64,16 @@ def write_documents(
 
     Raises:
         DataError: sources cannot be read, or no training row is left.
-        RecipeError: the shares or the group do not make sense.
+        RecipeError: the shares or the group do not make sense, or the rows cannot be masked or augmented as asked.
         StorageError: the disk is full or the folder not writable; nothing half-written is left.
     """
     split = _split_of(data)
-    if form.text is not None and data.clean.pii == "mask":
-        raise RecipeError(
-            "data.clean.pii: this task's rows cannot be masked, only kept or dropped; choose drop or keep"
-        )
     inputs = [
         _Input("sources", data, base, form),
         *(_Input(part, data, base, form) for part in ("validation", "test") if getattr(data, part)),
     ]
     augmenter = Augmenter(data.augment, base, salt=split.salt)
+    _check_changes(data, form, augmenter)
     report = _reporter(inputs, progress)
 
     folder = Path(folder)
@@ -100,7 +90,7 @@ def write_documents(
             for row in sources.rows(report):
                 sinks[assign(row, split)].write(row)
         sources.check_some_rows_stayed()
-        finishing = _finish_training(data, sinks, augmenter)
+        finishing = _finish_training(data, sinks, augmenter, form)
         _check_training(sinks, sources, split)
         # A story beside documents that it does not describe would mislead whoever finds them after a crash.
         (folder / "story.json").unlink(missing_ok=True)
@@ -112,17 +102,21 @@ def write_documents(
         "steps": _steps(inputs),
         "splits": {part: {"rows": sink.rows, "chars": sink.chars, "bytes": sink.bytes} for part, sink in sinks.items()},
         **finishing,
-        "warnings": _warnings(sinks, split),
+        "warnings": [
+            *_warnings(sinks, split),
+            *_unapplied(data, form),
+            *(n for given in inputs for n in given.source.notes()),
+        ],
     }
     durable.write_json(folder / "story.json", story)
     return story
 
 
-def read_documents(path: Path) -> Iterator[Row]:
-    """Stream the rows of a file that `write_documents` wrote."""
+def read_documents(path: Path, form: RowForm = RowForm()) -> Iterator[Row]:  # noqa: B008  # frozen
+    """Stream the rows of a file that `write_documents` wrote; `form` composes their text where it is no column."""
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
-            yield Row(json.loads(line), f"{path.name} line {number}")
+            yield form.with_text(Row(json.loads(line), f"{path.name} line {number}"))
 
 
 # What goes in -------------------------------------------------------------------------------------------------------
@@ -144,7 +138,7 @@ class _Input:
             required=form.columns,
             base=base,
         )
-        self.cleaner = Cleaner(data.clean.model_copy(update=_UNCHANGED) if form.text else data.clean)
+        self.cleaner = Cleaner(data.clean, form)
 
     def rows(self, report: Callable[[], None]) -> Iterator[Row]:
         return self.cleaner.clean(self._reported(report))
@@ -153,7 +147,7 @@ class _Input:
         """Whether the rows are one text, if need be in pieces: then a split by order may cut anywhere."""
         paths = self.source.paths
         one_file = len(paths) == 1 and self.documents == "file" and self.source.kind(paths[0]) == "text"
-        return one_file or self.cleaner.rows_in == 1
+        return self.form.one_text and (one_file or self.cleaner.rows_in == 1)
 
     def check_some_rows_stayed(self) -> None:
         if self.cleaner.rows_out == 0:
@@ -181,9 +175,7 @@ class _Input:
             if self.source.bytes_done != done:
                 done = self.source.bytes_done
                 report()
-            if self.form.text is not None:
-                row.values["text"] = self.form.text(row.values)
-            yield row
+            yield self.form.with_text(row)
         report()
 
 
@@ -214,6 +206,25 @@ def _split_of(data: schema.Data) -> schema.Split:
     return split
 
 
+def _check_changes(data: schema.Data, form: RowForm, augmenter: Augmenter) -> None:
+    if form.text is None:
+        return
+    if data.clean.pii == "mask":
+        raise RecipeError(
+            "data.clean.pii: this task's rows cannot be masked, only kept or dropped; choose drop or keep"
+        )
+    if augmenter.active and "text" not in form.columns:
+        raise RecipeError(
+            f"data.augment: rows of {', '.join(form.columns) or 'messages'} cannot be varied, what belongs together in "
+            "them would no longer fit; leave out data.augment"
+        )
+
+
+def _unapplied(data: schema.Data, form: RowForm) -> list[str]:
+    asked = [name for name in _UNAPPLIED if getattr(data.clean, name) not in (None, "none")]
+    return [f"data.clean.{name} was not applied: it would change this task's rows" for name in asked if form.text]
+
+
 # What comes out -----------------------------------------------------------------------------------------------------
 
 
@@ -230,41 +241,30 @@ class _Sink:
     keys: array[int] = field(default_factory=lambda: array("Q"))
 
     def write(self, row: Row) -> None:
-        text: str = row.values["text"]
+        text = row.text
         self.rows += 1
         self.chars += len(text)
         self.bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
         self.keys.append(exact_key(text) if row.key is None else row.key)
-        with _naming(self.path):
+        with durable.naming(self.path):
             self.stream.write(_line(row))
 
 
 @contextmanager
 def _sink(path: Path) -> Iterator[_Sink]:
     with durable.new_file(path) as temporary:
-        with _naming(path):
+        with durable.naming(path):
             sink = _Sink(path, temporary, open(temporary, "wb", buffering=2**20))  # noqa: SIM115  # closed below
         try:
             yield sink
         finally:
-            with _naming(path):
+            with durable.naming(path):
                 sink.stream.close()  # of training rows this may be the second stream
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file that could not be written; otherwise the last of the open files would be blamed."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: could not be written ({error.strerror or error}); nothing half-written was left"
-        ) from error
 
 
 def _line(row: Row) -> bytes:
     values = row.values
-    if next(iter(values)) != "text":
+    if "text" in values and next(iter(values)) != "text":
         values = {"text": values["text"], **values}
     try:
         return _encode(values).encode("utf-8", "replace") + b"\n"
@@ -293,13 +293,13 @@ def _write_by_order(
 ) -> None:
     """Shares of the whole are known only at its end, so rows wait in an unnamed file on disk."""
     rows = chars = 0
-    with _naming(sinks["train"].path), tempfile.TemporaryFile(dir=folder) as waiting:
+    with durable.naming(sinks["train"].path), tempfile.TemporaryFile(dir=folder) as waiting:
         for row in sources.rows(report):
             rows += 1
-            chars += len(row.values["text"])
+            chars += len(row.text)
             waiting.write(_encode([row.values, row.origin, row.key]).encode("utf-8", "replace") + b"\n")
         waiting.seek(0)
-        again = (Row(*json.loads(line)) for line in waiting)
+        again = (sources.form.with_text(Row(*json.loads(line))) for line in waiting)
         as_one = sources.is_one_text()
         ordered = by_order(again, chars if as_one else rows, split, unit="chars" if as_one else "rows")
         for part, row in ordered:
@@ -309,7 +309,9 @@ def _write_by_order(
 # The second pass over the training rows -----------------------------------------------------------------------------
 
 
-def _finish_training(data: schema.Data, sinks: dict[Part, _Sink], augmenter: Augmenter) -> dict[str, Any]:
+def _finish_training(
+    data: schema.Data, sinks: dict[Part, _Sink], augmenter: Augmenter, form: RowForm
+) -> dict[str, Any]:
     """Take out training rows that also occur in validation or test, and add variants of those that stay."""
     train, validation, test = (np.array(sinks[part].keys, dtype=np.uint64) for part in PARTS)
     also_in = np.isin(train, np.concatenate([validation, test]))
@@ -325,23 +327,22 @@ def _finish_training(data: schema.Data, sinks: dict[Part, _Sink], augmenter: Aug
     added = 0
     if also_in.any() or near is not None or augmenter.active:
         for sink in sinks.values():
-            with _naming(sink.path):
+            with durable.naming(sink.path):
                 sink.stream.flush()
-        index = _index(near, [sinks["validation"], sinks["test"]]) if near is not None else None
+        index = _index(near, [sinks["validation"], sinks["test"]], form) if near is not None else None
         before = sinks["train"]
         second = before.temporary.with_name(before.temporary.name + "-second")
-        with _naming(before.path):
+        with durable.naming(before.path):
             stream = open(second, "wb", buffering=2**20)  # noqa: SIM115  # closed by the sink's context
         try:
             after = _Sink(before.path, before.temporary, stream)
-            for row in _outside(
-                read_documents(before.temporary), also_in, index, found, remove=data.split.duplicates == "remove"
-            ):
+            remove = data.split.duplicates == "remove"
+            for row in _outside(read_documents(before.temporary, form), also_in, index, found, remove=remove):
                 after.write(row)
                 for variant in augmenter.copies(row):
-                    after.write(variant)
+                    after.write(form.with_text(variant))
                     added += 1
-            with _naming(before.path):
+            with durable.naming(before.path):
                 before.stream.close()
                 os.replace(second, before.temporary)
         except BaseException:
@@ -371,24 +372,24 @@ def _outside(
     at = 0
     for batch in batches(rows):
         exact = also_in[at : at + len(batch)].tolist()
-        near = index.find([row.values["text"] for row in batch]) if index is not None else [None] * len(batch)
+        near = index.find([row.text for row in batch]) if index is not None else [None] * len(batch)
         at += len(batch)
         for row, is_exact, neighbour in zip(batch, exact, near):
             if is_exact or neighbour is not None:
                 found["near"] = found["near"] if is_exact else found["near"] + 1
                 found["removed"] += remove
                 if len(found["examples"]) < _EXAMPLES:
-                    found["examples"].append(" ".join(row.values["text"][:400].split())[:80])
+                    found["examples"].append(" ".join(row.text[:400].split())[:80])
                 if remove:
                     continue
             yield row
 
 
-def _index(threshold: float, sinks: list[_Sink]) -> NearDuplicates:
+def _index(threshold: float, sinks: list[_Sink], form: RowForm) -> NearDuplicates:
     index = NearDuplicates(threshold)
     for sink in sinks:
-        for batch in batches(read_documents(sink.temporary)):
-            index.add([row.values["text"] for row in batch])
+        for batch in batches(read_documents(sink.temporary, form)):
+            index.add([row.text for row in batch])
     return index
 
 

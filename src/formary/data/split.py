@@ -12,7 +12,7 @@ from typing import Literal
 import xxhash
 
 from formary.data.duplicates import exact_key
-from formary.data.source import Row
+from formary.data.records import Row
 from formary.errors import DataError
 from formary.recipe import schema
 
@@ -88,5 +88,5 @@ def _hash(row: Row, split: schema.Split) -> int:
         if group is not None:
             return xxhash.xxh3_64_intdigest(salt + b"\0group\0" + str(group).encode("utf-8", "surrogatepass"))
     if row.key is None:
-        row.key = exact_key(row.values["text"])
+        row.key = exact_key(row.text)
     return xxhash.xxh3_64_intdigest(salt + b"\0row\0" + row.key.to_bytes(8, "big"))

@@ -9,8 +9,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from formary import durable
-from formary.errors import StorageError
 
 _PLAIN_INTERVAL = 10.0  # seconds between lines when the output is not a terminal
+_LEFT = "the checkpoints are whole, the same command goes on from the last"
 
 
 class Records:
@@ -34,7 +32,7 @@ class Records:
         durable.write_text(self.path, "".join(_line(record) for record in kept))
         if not resume_step:  # the curves of another training would be drawn into these
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
-        with _naming(run):
+        with durable.naming(run, left=_LEFT):
             self._file = self.path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
@@ -44,7 +42,7 @@ class Records:
         Raises:
             StorageError: the disk is full.
         """
-        with _naming(self.path):
+        with durable.naming(self.path, left=_LEFT):
             self._file.write(_line({"step": step, **values}))
             self._file.flush()
             for name, value in values.items():
@@ -55,7 +53,7 @@ class Records:
 
     def close(self) -> None:
         """Flush and close both."""
-        with _naming(self.path):
+        with durable.naming(self.path, left=_LEFT):
             self._file.close()
             self._board.close()
 
@@ -79,17 +77,6 @@ def _line(record: dict[str, Any]) -> str:
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }
     return json.dumps(plain, ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: could not be written ({error.strerror or error}); the checkpoints are whole, "
-            "the same command goes on from the last"
-        ) from error
 
 
 class ProgressLine:
