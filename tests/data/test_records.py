@@ -149,6 +149,7 @@ def test_the_same_words_with_other_tags_conflict_and_other_columns_do_not(tmp_pa
     rows = [{**tagged("Ann"), "id": 1}, {**tagged("Ann"), "id": 2}, tagged("Ann", tag="B-PER")]
     parts, story = written(tmp_path, rows, TAGGED)
     assert parts["train"] == rows[:1] and dropped(story) == {"duplicates": 1, "conflicting labels": 1}
+    assert story["steps"][-1]["examples"] == ["rows.jsonl line 3: Ann (tags ['B-PER'])"]
 
 
 def test_without_the_duplicates_step_nothing_conflicts(tmp_path: Path) -> None:

@@ -150,8 +150,8 @@ class Cleaner:
                 if result is None:
                     count.dropped += 1
                     if len(count.examples) < _EXAMPLES:
-                        answers = f" ({self._answers(row)})" if count.step == _CONFLICTS else ""
-                        count.examples.append(f"{row.origin}: {self._excerpt(text)}{answers}")
+                        answer = f" ({self._answer(row)})" if count.step == _CONFLICTS else ""
+                        count.examples.append(f"{row.origin}: {self._excerpt(text)}{answer}")
                     break
                 if result is not text and result != text:
                     count.changed += 1
@@ -205,8 +205,9 @@ class Cleaner:
         shown = " ".join(shown.split())
         return shown[:_EXCERPT] + ("…" if len(shown) > _EXCERPT or len(text) > 5 * _EXCERPT else "")
 
-    def _answers(self, row: Row) -> str:
-        return self._excerpt("; ".join(f"{column} {row.values.get(column)!r}" for column in self.form.answers))
+    def _answer(self, row: Row) -> str:
+        column = self.form.answers[-1]  # what is learned stands last in a task's columns
+        return self._excerpt(f"{column} {row.values.get(column)!r}")
 
     def _change(self, before: str, after: str) -> str:
         place = _first_difference(before, after)

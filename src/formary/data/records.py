@@ -40,7 +40,7 @@ class RowForm:
     """The form of a task's rows.
 
     Args:
-        columns: which every row must have.
+        columns: which every row must have, what is learned last.
         text: composes a row's text where it is not the column `text`. Rows are dropped or kept by it and compared by it;
             it changes nothing in them.
     """
