@@ -100,3 +100,55 @@ def test_l1_pulls_matrices_towards_zero():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step(1.0)
     torch.testing.assert_close(module.embedding.weight, before - 0.05 * before.sign())
+
+
+def test_frozen_parameters_are_left_alone():
+    module = network()
+    module.embedding.weight.requires_grad_(False)
+    before = module.embedding.weight.clone()
+    optimiser = Optimiser(module, schema.Optimiser(name="adamw", lr=0.1, weight_decay=0.5, l1=0.1))
+    step(module, optimiser)
+    assert torch.equal(module.embedding.weight, before)
+    assert not any(name.startswith("embedding.") for name in optimiser.state())
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
+def test_without_scales_the_groups_are_matrices_then_the_rest(name):
+    module = network()
+    optimiser = Optimiser(module, schema.Optimiser(name=name, weight_decay=0.1))
+    named = list(module.named_parameters())
+    hidden = [p for n, p in named if name == "muon" and p.ndim == 2 and ".blocks." in n]
+    groups = [group["params"] for part in optimiser.parts for group in part.param_groups]
+    matrices = [p for n, p in named if p.ndim >= 2 and not any(p is h for h in hidden)]
+    expected = [matrices, [p for _, p in named if p.ndim < 2], *([hidden] if hidden else [])]
+    assert [[id(p) for p in group] for group in groups] == [[id(p) for p in group] for group in expected]
+
+
+def scale_of(name):
+    return 0.25 if name.startswith("embedding") else 0.5 if name.endswith("bias") or ".2." in name else 1.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
+def test_a_scaled_weight_moves_by_that_share_in_the_first_step(name):
+    plain, scaled = network(), network()
+    before = [parameter.detach().clone() for parameter in plain.parameters()]
+    settings = schema.Optimiser(name=name, lr=0.01, weight_decay=0.1)
+    step(plain, Optimiser(plain, settings), 0.5)
+    step(scaled, Optimiser(scaled, settings, lr_scale=scale_of), 0.5)
+    for (label, moved), whole, start in zip(scaled.named_parameters(), plain.parameters(), before, strict=True):
+        torch.testing.assert_close(moved - start, scale_of(label) * (whole - start), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_saved_state_continues_exactly_with_scales(name):
+    settings = schema.Optimiser(name=name, lr=0.01)
+    one, two = network(), network()
+    first = Optimiser(one, settings, lr_scale=scale_of)
+    step(one, first)
+    two.load_state_dict(one.state_dict())
+    second = Optimiser(two, settings, lr_scale=scale_of)
+    second.load_state(first.state())
+    step(one, first, 0.5)
+    step(two, second, 0.5)
+    for mine, other in zip(one.parameters(), two.parameters()):
+        assert torch.equal(mine, other)
