@@ -138,3 +138,14 @@ def test_another_vocabulary_than_the_model_to_start_from_is_refused(done, tmp_pa
     recipe = write(tmp_path, rows(), model={"start": str(result.model)})
     with pytest.raises(RecipeError, match="another vocabulary"):
         execute(recipe, "data.tokenizer.path=vocab.txt")
+
+
+def test_pairs_that_share_their_first_text_are_no_duplicates(tmp_path):
+    premises = ["a cat sat on the mat", "dogs run after birds"]
+    given = [
+        {"text": premises[n % 2], "text_pair": f"sentence number {n}", "label": "yes" if n % 3 else "no"}
+        for n in range(60)
+    ]
+    execute(write(tmp_path, [*given, given[0]]), "train.steps=1")
+    story = json.loads((tmp_path / "run" / "data" / "documents" / "story.json").read_text())
+    assert sum(split["rows"] for split in story["splits"].values()) == 60

@@ -181,6 +181,36 @@ def test_peft_opens_an_adapter_with_the_head_that_was_trained_beside_it(name, he
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
+SIZES = {"vocab_size": 50, "max_position_embeddings": 19}
+CLASSIFIERS = {  # whose pooler is a part of the head in transformers
+    "Roberta": {**SIZES, "hidden_size": 24, "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 3},
+    "DistilBert": {**SIZES, "dim": 24, "hidden_dim": 28, "n_layers": 2, "n_heads": 3},
+}
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_a_head_of_two_layers_goes_to_peft_and_comes_back(family, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    kind = getattr(transformers, f"{family}ForSequenceClassification")
+    kind(getattr(transformers, f"{family}Config")(**CLASSIFIERS[family], num_labels=3)).save_pretrained(
+        tmp_path / "base"
+    )
+    network, again = (checkpoint.load(tmp_path / "base").network for _ in range(2))
+    prepare(network, TUNE, seed=0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0.0, 0.3)
+    lora.save_adapter(tmp_path / "adapter", network, TUNE, base=str(tmp_path / "base"))
+    lora.load_adapter(tmp_path / "adapter", again)
+    theirs = peft.PeftModel.from_pretrained(kind.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    with torch.inference_mode():
+        ours, back = (one.head(one.summary(one(TOKENS))) for one in (network, again))
+        torch.testing.assert_close(back, ours)
+        torch.testing.assert_close(theirs(TOKENS).logits, ours, atol=1e-5, rtol=1e-4)
+
+
 def test_a_classifiers_adapter_that_peft_made_brings_its_head(tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     plain = with_head(network_of("gpt-mini"), prepared_classifier("gpt-mini").config, seed=9).eval()

@@ -39,6 +39,7 @@ _EXTRAS = {
     "gguf": "read GGUF checkpoints",
     "datasets": "Hugging Face datasets folders",
     "languages": "keep only some languages (data.clean.languages)",
+    "translate": "BLEU and chrF of written texts (sacrebleu)",
     "dev": "work on Formary itself",
 }
 _LEAST_DISK = 10**9  # bytes

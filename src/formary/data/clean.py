@@ -172,7 +172,7 @@ class Cleaner:
 
     def _not_again(self, text: str) -> str | None:
         """Drop the text of an earlier row, but leave one with another answer to the next step."""
-        self._row.key = key = exact_key(text)
+        self._row.key = key = exact_key(self.form.compared(self._row.values, text))
         self._conflicts = not self._seen.add(key)
         if not self.form.answers:
             return None if self._conflicts else text

@@ -43,10 +43,18 @@ class RowForm:
         columns: which every row must have, what is learned last.
         text: composes a row's text where it is not the column `text`. Rows are dropped or kept by it and compared by it;
             it changes nothing in them.
+        beside: columns that belong to the text where a row has them, such as the second text of a pair: rows of the same
+            text are no duplicates when these differ.
     """
 
     columns: tuple[str, ...] = ("text",)
     text: Callable[[Mapping[str, Any]], str] | None = None
+    beside: tuple[str, ...] = ()
+
+    def compared(self, values: Mapping[str, Any], text: str) -> str:
+        """What two rows are duplicates by: the text, and what stands beside it."""
+        others = [str(values[name]) for name in self.beside if values.get(name) is not None]
+        return "\n".join([text, *others])
 
     @property
     def one_text(self) -> bool:

@@ -84,7 +84,8 @@ def near_training(task: LabelledTask, training: Sequence[Row], rows: Sequence[Ro
 
 
 def _key(task: LabelledTask, row: Row) -> str:
-    return str(row["text"]) if "text" in row or task.form.text is None else task.form.text(row)
+    text = str(row["text"]) if task.form.text is None else task.form.text(row)
+    return task.form.compared(row, text)
 
 
 # Which module measures which kind of answer -----------------------------------------------------------------------------

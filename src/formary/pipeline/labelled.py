@@ -41,6 +41,10 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     from formary.train.tuning import finish, prepare, trainable_count
 
     recipe, settled = context.recipe, runtime(context.recipe.machine)
+    if kind.answers == "texts":
+        from formary.evaluate.texts import library
+
+        library()  # what measures texts is missed before training, not after
     words = tokenizer.load(context.tokenizer)
     rows, validation_rows = context.rows_of("train"), context.rows_of("validation")
     task, network = _task_and_network(context, kind, words, rows)

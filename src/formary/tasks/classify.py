@@ -36,7 +36,7 @@ class Classify:
     """One label, several, or a number for each text."""
 
     name = "classify"
-    form: ClassVar[RowForm] = RowForm(columns=("text", "label"))
+    form: ClassVar[RowForm] = RowForm(columns=("text", "label"), beside=("text_pair",))
     asks: ClassVar[tuple[str, ...]] = ("text",)
     answers: ClassVar[Answers] = "labels"
 
