@@ -10,7 +10,7 @@ cd "$folder"
 
 head -c 120000 "$root/recipes/data/austen.txt" >novel.txt
 tail -c 20000 "$root/recipes/data/austen.txt" >other.txt
-zcat "$root/recipes/data/heart-disease.jsonl.gz" | head -n 400 >patients.jsonl
+zcat "$root/recipes/data/heart-disease.jsonl.gz" | sed -n 1,400p >patients.jsonl
 zcat "$root/recipes/data/heart-disease.jsonl.gz" | tail -n 100 >new.jsonl
 
 tiny=(--set train.steps=5 --set train.batch=2 --set train.context=32 --set model.size=1x64

@@ -149,3 +149,8 @@ def test_pairs_that_share_their_first_text_are_no_duplicates(tmp_path):
     execute(write(tmp_path, [*given, given[0]]), "train.steps=1")
     story = json.loads((tmp_path / "run" / "data" / "documents" / "story.json").read_text())
     assert sum(split["rows"] for split in story["splits"].values()) == 60
+
+
+def test_low_rank_updates_of_nothing_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"lora tunes a trained model; name one with model\.start"):
+        execute(write(tmp_path, rows()), "train.tune.method=lora")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from formary import durable
+from formary.errors import RecipeError
 from formary.pipeline.context import Context
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         from formary.evaluate.texts import library
 
         library()  # what measures texts is missed before training, not after
+    if recipe.train.tune.method != "full" and recipe.model.start is None:
+        raise RecipeError(
+            f"train.tune.method: {recipe.train.tune.method} tunes a trained model; name one with model.start, or use full"
+        )
     words = tokenizer.load(context.tokenizer)
     rows, validation_rows = context.rows_of("train"), context.rows_of("validation")
     task, network = _task_and_network(context, kind, words, rows)
@@ -165,8 +170,6 @@ def _task_and_network(
 def _switched(config: ModelConfig, recipe: Recipe) -> ModelConfig:
     """The loaded model's config with what the recipe switches of it: only what leaves its weights their meaning."""
     import dataclasses
-
-    from formary.errors import RecipeError
 
     for name in recipe.model.switches:
         if name not in ("dropout", "pooling"):

@@ -140,10 +140,13 @@ def _train(context: Context) -> float:
 
 
 def _pretrain(context: Context) -> float:
+    from formary.errors import RecipeError
     from formary.train.loop import TokenBytes, train
     from formary.train.machine import runtime
 
     recipe = context.recipe
+    if recipe.train.tune.method != "full":
+        raise RecipeError("train.tune.method: pretraining trains all weights; other ways are for tasks on rows")
     settled = runtime(recipe.machine)
     tokenizer, task = made_task(context)
     network = starting_network(context, task, tokenizer)
