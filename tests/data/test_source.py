@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from formary.data import cutting
@@ -330,6 +330,7 @@ def test_documents_do_not_depend_on_how_the_text_arrives(text: str, size: int, d
 
 @quick
 @given(PROSE, st.integers(1, 50), st.integers(4, 40), st.sampled_from(["file", "line", "paragraph", "#+ "]))
+@example("aaaaa\n\naaaaaaaaaaaa", 19, 4, "paragraph")  # one that ends within the buffer
 def test_long_documents_are_cut_into_pieces_and_no_visible_character_is_lost(
     text: str, size: int, limit: int, documents: str
 ) -> None:

@@ -90,7 +90,9 @@ def _by_boundary(chunks: Iterable[str], boundary: re.Pattern[str], *, begins: bo
                 break
             if match.start() == 0 and begins:
                 continue
-            yield from _tidied(buffer[start : match.start()])
+            pieces, rest = _pieces(buffer[start : match.start()])
+            for piece in [*pieces, rest]:
+                yield from _tidied(piece)
             start = match.start() if begins else match.end()
         scanned = max(0, trusted - start) if begins else 0
         pieces, buffer = _pieces(buffer[start:])
