@@ -6,7 +6,6 @@ windows; an unanswerable question, and a window without the answer, point at the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from formary.model.config import ModelConfig
 from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Objective, Recipe
+from formary.tasks.models import context_of, reading_tokens, reading_topology, scratch_config, with_label_head
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
-from formary.tasks.reading import collated, hidden_states, outputs, place_of, text_of, topology_of, windows
-from formary.tasks.scratch import scratch_config
+from formary.tasks.reading import collated, hidden_states, outputs, place_of, text_of, windows
 
 Floats = NDArray[np.float64]
 
@@ -73,7 +72,7 @@ class AnswerSpan:
 
     @classmethod
     def special_tokens(cls, recipe: Recipe) -> str:
-        return "causal_lm" if topology_of(recipe) == "decoder" else "masked_lm"
+        return reading_tokens(recipe)
 
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
@@ -97,7 +96,7 @@ class AnswerSpan:
         usual = Objective()
         return cls(
             tokenizer,
-            context=min(int(settings.get("context", config.context)), config.context),
+            context=context_of(config, settings),
             stride=int(settings.get("stride", usual.stride)),
             longest_answer=int(settings.get("longest_answer", usual.longest_answer)),
             unanswerable=bool(settings.get("unanswerable", False)),
@@ -113,24 +112,10 @@ class AnswerSpan:
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
-        config = scratch_config(self.recipe, self.tokenizer, topology_of(self.recipe))
-        words = self.tokenizer
-        return self.head(dataclasses.replace(config, bos_id=words.bos_id, eos_id=words.eos_id, pad_id=words.pad_id))
+        return self.head(scratch_config(self.recipe, self.tokenizer, reading_topology(self.recipe)))
 
     def head(self, config: ModelConfig) -> ModelConfig:
-        if config.topology == "encoder_decoder":
-            raise RecipeError("model: task answer_span needs an encoder or a decoder, and this is an encoder-decoder")
-        return dataclasses.replace(
-            config,
-            head="span",
-            labels=("start", "end"),
-            problem="single",
-            head_bias=True,
-            pooler=False,
-            next_sentence=False,
-            tied_embeddings=True,
-            pad_id=config.pad_id if config.pad_id is not None else self.tokenizer.pad_id,
-        )
+        return with_label_head(config, self.tokenizer, self.name, head="span", labels=("start", "end"))
 
     def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:
         """One example for each window of each row's context."""

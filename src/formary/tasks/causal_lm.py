@@ -19,8 +19,8 @@ from formary.model.topologies import Decoder, Network
 from formary.model.transformer import document_mask
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import cross_entropy
+from formary.tasks.models import scratch_config
 from formary.tasks.protocol import Batch
-from formary.tasks.scratch import scratch_config
 
 
 class CausalLM:

@@ -6,7 +6,6 @@ saved with the model. What is learned is what has to be written after the prompt
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -25,9 +24,9 @@ from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
+from formary.tasks.models import context_of, scratch_config, with_language_head
 from formary.tasks.protocol import Answers, Batch, Example, Row
 from formary.tasks.reading import padded, place_of
-from formary.tasks.scratch import scratch_config
 
 _SHOWN = 1500  # characters of the example shown before training
 _LONGEST_ANSWER = 256  # tokens, for a model that does not say
@@ -79,7 +78,7 @@ class Chat:
 
     @classmethod
     def of_model(cls, config: ModelConfig, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Self:
-        context = min(int(settings.get("context", config.context)), config.context)
+        context = context_of(config, settings)
         return cls(tokenizer, context=context, longest_answer=int(settings.get("longest_answer", _LONGEST_ANSWER)))
 
     def settings(self) -> dict[str, Any]:
@@ -91,15 +90,7 @@ class Chat:
 
     def head(self, config: ModelConfig) -> ModelConfig:
         _check_decoder(config)
-        if config.labelled:
-            config = dataclasses.replace(config, head="linear", labels=(), head_bias=False)
-        words = self.tokenizer
-        return dataclasses.replace(
-            config,
-            bos_id=words.bos_id if config.bos_id is None else config.bos_id,
-            eos_id=self.ends[0] if config.eos_id is None else config.eos_id,
-            pad_id=words.pad_id if config.pad_id is None else config.pad_id,
-        )
+        return with_language_head(config, self.tokenizer, end=self.ends[0])
 
     def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:
         """Conversations with `target` True at tokens that the assistant writes: (seq,) bool.

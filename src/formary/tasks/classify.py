@@ -19,14 +19,14 @@ from torch import Tensor
 
 from formary.data.records import RowForm, label_names
 from formary.data.tokenizer import Tokenizer
-from formary.errors import DataError, RecipeError
+from formary.errors import DataError
 from formary.model.config import ModelConfig
 from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Objective, Recipe
+from formary.tasks.models import context_of, reading_tokens, reading_topology, scratch_config, with_label_head
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
-from formary.tasks.reading import Reader, collated, hidden_states, outputs, text_of, topology_of
-from formary.tasks.scratch import scratch_config
+from formary.tasks.reading import Reader, collated, hidden_states, outputs, text_of
 
 Kind = Literal["single", "multi", "regression"]
 _MANY_NUMBERS = 20  # distinct numbers from which on labels are quantities, not names
@@ -61,7 +61,7 @@ class Classify:
 
     @classmethod
     def special_tokens(cls, recipe: Recipe) -> str:
-        return "causal_lm" if topology_of(recipe) == "decoder" else "masked_lm"
+        return reading_tokens(recipe)
 
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
@@ -93,7 +93,7 @@ class Classify:
 
     @classmethod
     def of_model(cls, config: ModelConfig, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Self:
-        context = min(int(settings.get("context", config.context)), config.context)
+        context = context_of(config, settings)
         return cls(tokenizer, context=context, kind=config.problem, labels=config.labels)
 
     def settings(self) -> dict[str, Any]:
@@ -101,24 +101,17 @@ class Classify:
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
-        return self.head(scratch_config(self.recipe, self.tokenizer, topology_of(self.recipe)))
+        return self.head(scratch_config(self.recipe, self.tokenizer, reading_topology(self.recipe)))
 
     def head(self, config: ModelConfig) -> ModelConfig:
-        if config.topology == "encoder_decoder":
-            raise RecipeError("model: task classify needs an encoder or a decoder, and this is an encoder-decoder")
         encoder = config.topology == "encoder"
         return dataclasses.replace(
-            config,
-            head="classify",
-            labels=self.labels,
+            with_label_head(config, self.tokenizer, self.name, head="classify", labels=self.labels),
             problem=self.kind,
             head_bias=encoder or self.kind == "regression",
             pooler=encoder,
             pooler_activation="tanh" if config.token_types else "relu",
             pooling="first" if encoder else "last",
-            next_sentence=False,
-            tied_embeddings=True,
-            pad_id=config.pad_id if config.pad_id is not None else self.tokenizer.pad_id,
         )
 
     def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:

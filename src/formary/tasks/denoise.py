@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,8 +20,9 @@ from formary.model.config import ModelConfig
 from formary.model.topologies import EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
-from formary.tasks.protocol import Batch
-from formary.tasks.scratch import scratch_config
+from formary.tasks.models import scratch_config
+from formary.tasks.protocol import Batch, Example
+from formary.tasks.reading import collated, padded
 
 
 class Denoise:
@@ -51,8 +51,7 @@ class Denoise:
 
     def model_config(self) -> ModelConfig:
         config = scratch_config(self.recipe, self.tokenizer, "encoder_decoder")
-        pad, eos = self.tokenizer.pad_id, self.tokenizer.eos_id
-        return dataclasses.replace(config, pad_id=pad, eos_id=eos, decoder_start_id=pad)
+        return dataclasses.replace(config, decoder_start_id=config.pad_id)
 
     def training_batches(self, shards: TokenShards) -> _DenoisingBatches:
         return _DenoisingBatches(self, shards, seed=self.recipe.train.seed)
@@ -91,16 +90,11 @@ class _DenoisingBatches:
             source, target = corrupt(tokens, noise, tokenizer.sentinel_ids)
             sources.append(np.append(source, tokenizer.eos_id))
             targets.append(np.append(target, tokenizer.eos_id))
-        source_rows = _pad(sources, tokenizer.pad_id)
-        target_rows = _pad(targets, IGNORED)
-        decoder_rows = np.full_like(target_rows, tokenizer.pad_id)
-        decoder_rows[:, 1:] = np.where(target_rows[:, :-1] == IGNORED, tokenizer.pad_id, target_rows[:, :-1])
-        lengths = np.array([len(source) for source in sources])
+        begun = [np.insert(target[:-1], 0, tokenizer.pad_id) for target in targets]
         return {
-            "tokens": torch.from_numpy(source_rows),
-            "mask": torch.from_numpy(np.arange(source_rows.shape[1])[None] < lengths[:, None]),
-            "decoder_tokens": torch.from_numpy(decoder_rows),
-            "targets": torch.from_numpy(target_rows),
+            **collated([Example(source) for source in sources], tokenizer.pad_id),
+            "decoder_tokens": padded(begun, tokenizer.pad_id),
+            "targets": padded(targets, IGNORED),
         }
 
 
@@ -138,10 +132,3 @@ def _partition(total: int, parts: int, rng: np.random.Generator) -> NDArray[np.i
     """`total` cut at random into `parts` whole numbers of at least 1."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1 if parts > 1 else np.array([], dtype=np.int64)
     return np.diff(np.concatenate([[0], cuts, [total]])).astype(np.int64)
-
-
-def _pad(rows: list[NDArray[np.int64]], value: int) -> NDArray[np.int64]:
-    padded = np.full((len(rows), max(len(row) for row in rows)), value, dtype=np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return padded

@@ -22,9 +22,9 @@ from formary.model.config import ModelConfig
 from formary.model.heads import pooled
 from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
+from formary.tasks.models import context_of, scratch_config
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
 from formary.tasks.reading import Reader, Reading, collated, hidden_states, outputs, text_of
-from formary.tasks.scratch import scratch_config
 
 Pooling = Literal["first", "mean"]
 
@@ -75,7 +75,7 @@ class Embed:
     @classmethod
     def of_model(cls, config: ModelConfig, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Self:
         _check(config)
-        context = min(int(settings.get("context", config.context)), config.context)
+        context = context_of(config, settings)
         return cls(tokenizer, context=context, pooling=settings.get("pooling", "mean"))
 
     def settings(self) -> dict[str, Any]:
@@ -83,8 +83,7 @@ class Embed:
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
-        config, words = scratch_config(self.recipe, self.tokenizer, "encoder"), self.tokenizer
-        return self.head(dataclasses.replace(config, bos_id=words.bos_id, eos_id=words.eos_id, pad_id=words.pad_id))
+        return self.head(scratch_config(self.recipe, self.tokenizer, "encoder"))
 
     def head(self, config: ModelConfig) -> ModelConfig:
         _check(config)

@@ -24,8 +24,8 @@ from formary.model.heads import LanguageHead
 from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
+from formary.tasks.models import scratch_config
 from formary.tasks.protocol import Batch
-from formary.tasks.scratch import scratch_config
 
 
 class MaskedLM:
@@ -54,7 +54,7 @@ class MaskedLM:
     def model_config(self) -> ModelConfig:
         config = scratch_config(self.recipe, self.tokenizer, "encoder")
         pairs = self.recipe.train.objective.next_sentence
-        return dataclasses.replace(config, pad_id=self.pad_id, pooler=pairs, next_sentence=pairs)
+        return dataclasses.replace(config, pooler=pairs, next_sentence=pairs)
 
     def training_batches(self, shards: TokenShards) -> _MaskedBatches:
         return _MaskedBatches(self, shards, seed=self.recipe.train.seed)

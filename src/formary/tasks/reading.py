@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor
 from formary.data.buckets import LengthBuckets, by_length
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError
-from formary.model.presets import PRESETS
 from formary.model.topologies import Decoder, Encoder, Network
-from formary.recipe.schema import Recipe, Train
+from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch, Example, LabelledTask, Precision, Row
 
 _PREDICT_TOKENS = 4096  # padded tokens in a batch of predictions
@@ -217,8 +216,3 @@ def owned(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def place_of(row: Row, where: str) -> str:
     """How an error calls a row: by its number, and by its id where it has one."""
     return f"{where} (id {row['id']})" if row.get("id") is not None else where
-
-
-def topology_of(recipe: Recipe) -> Literal["encoder", "decoder"]:
-    """What a labelled task trains from scratch: a decoder where the preset is one, else an encoder."""
-    return "decoder" if PRESETS.get(recipe.model.preset, {}).get("topology") == "decoder" else "encoder"

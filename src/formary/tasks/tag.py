@@ -6,7 +6,6 @@ seen the word). Sentences longer than the context are read in overlapping window
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -28,9 +27,9 @@ from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks import crf
+from formary.tasks.models import context_of, reading_tokens, reading_topology, scratch_config, with_label_head
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
-from formary.tasks.reading import collated, hidden_states, outputs, owned, padded, place_of, topology_of, windows
-from formary.tasks.scratch import scratch_config
+from formary.tasks.reading import collated, hidden_states, outputs, owned, padded, place_of, windows
 
 Kind = Literal["repair", "crf", "none"]
 _CRF_PACE = 100.0  # the rates that suit a Transformer's weights are too slow for scores of transitions
@@ -93,7 +92,7 @@ class Tag:
 
     @classmethod
     def special_tokens(cls, recipe: Recipe) -> str:
-        return "causal_lm" if topology_of(recipe) == "decoder" else "masked_lm"
+        return reading_tokens(recipe)
 
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
@@ -110,7 +109,7 @@ class Tag:
             tokenizer,
             context=recipe.train.context,
             labels=labels,
-            causal=(start.topology if start else topology_of(recipe)) == "decoder",
+            causal=(start.topology if start else reading_topology(recipe)) == "decoder",
             transitions="none" if illegal and transitions == "repair" else transitions,
             recipe=recipe,
         )
@@ -125,7 +124,7 @@ class Tag:
         learned = crf.Transitions.of_flat(np.array(scores, dtype=np.float64), len(labels)) if scores else None
         task = cls(
             tokenizer,
-            context=min(int(settings.get("context", config.context)), config.context),
+            context=context_of(config, settings),
             labels=labels,
             causal=config.topology == "decoder",
             transitions=settings.get("transitions", "none"),
@@ -144,24 +143,10 @@ class Tag:
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
-        config = scratch_config(self.recipe, self.tokenizer, topology_of(self.recipe))
-        words = self.tokenizer
-        return self.head(dataclasses.replace(config, bos_id=words.bos_id, eos_id=words.eos_id, pad_id=words.pad_id))
+        return self.head(scratch_config(self.recipe, self.tokenizer, reading_topology(self.recipe)))
 
     def head(self, config: ModelConfig) -> ModelConfig:
-        if config.topology == "encoder_decoder":
-            raise RecipeError("model: task tag needs an encoder or a decoder, and this is an encoder-decoder")
-        return dataclasses.replace(
-            config,
-            head="tag",
-            labels=self.labels,
-            problem="single",
-            head_bias=True,
-            pooler=False,
-            next_sentence=False,
-            tied_embeddings=True,
-            pad_id=config.pad_id if config.pad_id is not None else self.tokenizer.pad_id,
-        )
+        return with_label_head(config, self.tokenizer, self.name, head="tag", labels=self.labels)
 
     def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:
         """One example for each window of each row; a row without words has none."""

@@ -19,13 +19,12 @@ from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
 from formary.model.config import ModelConfig
 from formary.model.heads import LanguageHead
-from formary.model.presets import PRESETS
 from formary.model.topologies import Decoder, EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
+from formary.tasks.models import asks_for_decoder, context_of, scratch_config, with_language_head
 from formary.tasks.protocol import Answers, Batch, Example, Row
 from formary.tasks.reading import Reader, collated, padded, place_of, text_of
-from formary.tasks.scratch import scratch_config
 
 _UNSAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
@@ -104,7 +103,7 @@ class Translate:
         return cls(
             tokenizer,
             topology=topology,
-            context=min(int(settings.get("context", config.context)), config.context),
+            context=context_of(config, settings),
             longest_target=min(int(settings.get("longest_target", longest)), longest),
             start_id=tokenizer.pad_id if config.decoder_start_id is None else config.decoder_start_id,
         )
@@ -118,16 +117,9 @@ class Translate:
 
     def head(self, config: ModelConfig) -> ModelConfig:
         _writer(config)
-        pad, start = self.tokenizer.pad_id, self.start_id
-        if config.labelled:
-            config = dataclasses.replace(config, head="linear", labels=(), head_bias=False)
-        return dataclasses.replace(
-            config,
-            bos_id=self.tokenizer.bos_id if config.bos_id is None else config.bos_id,
-            eos_id=self.end if config.eos_id is None else config.eos_id,
-            pad_id=pad if config.pad_id is None else config.pad_id,
-            decoder_start_id=start if config.decoder_start_id is None else config.decoder_start_id,
-        )
+        config = with_language_head(config, self.tokenizer, end=self.end)
+        start = self.start_id if config.decoder_start_id is None else config.decoder_start_id
+        return dataclasses.replace(config, decoder_start_id=start)
 
     def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:
         places = [place_of(row, f"{where} {number}") for number, row in enumerate(rows, 1)]
@@ -215,8 +207,7 @@ class Translate:
 
 def _topology(recipe: Recipe) -> Literal["decoder", "encoder_decoder"]:
     """What is trained from scratch: a decoder where the preset is one, else an encoder-decoder."""
-    decoder = PRESETS.get(recipe.model.preset, {}).get("topology") == "decoder"
-    return "decoder" if decoder else "encoder_decoder"
+    return "decoder" if asks_for_decoder(recipe) else "encoder_decoder"
 
 
 def _writer(config: ModelConfig) -> Literal["decoder", "encoder_decoder"]:

@@ -1,0 +1,90 @@
+"""The models that tasks train: fresh ones as the recipe asks, and loaded ones with the head that a task needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from formary.data.tokenizer import Tokenizer
+from formary.errors import RecipeError
+from formary.model.config import ModelConfig, Topology
+from formary.model.presets import PRESETS, preset
+from formary.recipe.schema import Recipe
+
+
+def scratch_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> ModelConfig:
+    """The config of the recipe's model section, with the tokenizer's vocabulary and ids and the training context.
+
+    Raises:
+        RecipeError: the preset is of another topology, or the sizes do not fit together.
+    """
+    config = preset(
+        recipe.model.preset,
+        vocab_size=tokenizer.vocab_size,
+        context=recipe.train.context,
+        size=recipe.model.size,
+        switches=recipe.model.switches,
+        topology=topology,
+    )
+    return dataclasses.replace(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+
+
+def asks_for_decoder(recipe: Recipe) -> bool:
+    """Whether the preset to train from scratch is a decoder."""
+    return PRESETS.get(recipe.model.preset, {}).get("topology") == "decoder"
+
+
+def reading_topology(recipe: Recipe) -> Literal["encoder", "decoder"]:
+    """What a task that reads texts trains from scratch: a decoder where the preset is one, else an encoder."""
+    return "decoder" if asks_for_decoder(recipe) else "encoder"
+
+
+def reading_tokens(recipe: Recipe) -> str:
+    """Which special tokens that model reads."""
+    return "causal_lm" if asks_for_decoder(recipe) else "masked_lm"
+
+
+def with_label_head(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    task: str,
+    *,
+    head: Literal["classify", "tag", "span"],
+    labels: Sequence[str],
+) -> ModelConfig:
+    """A model's config with a head over labels, read straight from its hidden states.
+
+    Raises:
+        RecipeError: the model is an encoder-decoder.
+    """
+    if config.topology == "encoder_decoder":
+        raise RecipeError(f"model: task {task} needs an encoder or a decoder, and this is an encoder-decoder")
+    return dataclasses.replace(
+        config,
+        head=head,
+        labels=tuple(labels),
+        problem="single",
+        head_bias=True,
+        pooler=False,
+        next_sentence=False,
+        tied_embeddings=True,
+        pad_id=tokenizer.pad_id if config.pad_id is None else config.pad_id,
+    )
+
+
+def with_language_head(config: ModelConfig, tokenizer: Tokenizer, *, end: int) -> ModelConfig:
+    """A model's config that writes: a head over labels gives way, and ids that it lacks are the tokenizer's."""
+    if config.labelled:
+        config = dataclasses.replace(config, head="linear", labels=(), head_bias=False)
+    return dataclasses.replace(
+        config,
+        bos_id=tokenizer.bos_id if config.bos_id is None else config.bos_id,
+        eos_id=end if config.eos_id is None else config.eos_id,
+        pad_id=tokenizer.pad_id if config.pad_id is None else config.pad_id,
+    )
+
+
+def context_of(config: ModelConfig, settings: Mapping[str, Any]) -> int:
+    """Tokens that a finished model's task reads: as it was trained, within what the model can."""
+    return min(int(settings.get("context", config.context)), config.context)
