@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from formary.data.duplicates import NearDuplicates
+from formary.evaluate import choices, labels, spans, tags, texts, vectors
 from formary.evaluate.labels import LOWER_IS_BETTER
 from formary.recipe.schema import Evaluate
 from formary.tasks.protocol import Answer, LabelledTask, Row
@@ -25,6 +26,18 @@ class Suite:
     metrics: Callable[[LabelledTask, Sequence[Row], Mapping[str, Answers], Evaluate, str], list[dict[str, Any]]]
     details: Callable[[LabelledTask, Sequence[Row], Answers], dict[str, Any]]
     baselines: Callable[[LabelledTask, Sequence[Row], Sequence[Row]], dict[str, list[Answer]]]
+
+
+class Measuring(Protocol):
+    """A module that measures one kind of answer in rows."""
+
+    def metrics(
+        self, rows: Sequence[Row], answers: Mapping[str, Answers], *, settings: Evaluate, where: str
+    ) -> list[dict[str, Any]]: ...
+
+    def details(self, rows: Sequence[Row], answers: Answers) -> dict[str, Any]: ...
+
+    def baselines(self, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]: ...
 
 
 def measured(
@@ -94,89 +107,21 @@ def _key(task: LabelledTask, row: Row) -> str:
 def _label_metrics(
     task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
 ) -> list[dict[str, Any]]:
-    from formary.evaluate import labels
-
     return labels.metrics(rows, answers, settings=settings, where=where, labels=task.labels, kind=task.kind)
 
 
 def _label_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
-    from formary.evaluate import labels
-
     columns = sorted({name for row in rows[:1000] for name in row} - {"text", "text_pair", "label"})
     return labels.details(rows, answers, labels=task.labels, kind=task.kind, columns=columns)
 
 
 def _label_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    from formary.evaluate import labels
-
     return labels.baselines(training, rows, kind=task.kind)
-
-
-def _tag_metrics(
-    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
-) -> list[dict[str, Any]]:
-    from formary.evaluate import tags
-
-    return tags.metrics(rows, answers, settings=settings, where=where)
-
-
-def _tag_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
-    from formary.evaluate import tags
-
-    return tags.details(rows, answers)
-
-
-def _tag_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    from formary.evaluate import tags
-
-    return tags.baselines(training, rows)
-
-
-def _span_metrics(
-    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
-) -> list[dict[str, Any]]:
-    from formary.evaluate import spans
-
-    return spans.metrics(rows, answers, settings=settings, where=where)
-
-
-def _span_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
-    from formary.evaluate import spans
-
-    return spans.details(rows, answers)
-
-
-def _span_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    from formary.evaluate import spans
-
-    return spans.baselines(training, rows)
-
-
-def _vector_metrics(
-    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
-) -> list[dict[str, Any]]:
-    from formary.evaluate import vectors
-
-    return vectors.metrics(rows, answers, settings=settings, where=where)
-
-
-def _vector_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
-    from formary.evaluate import vectors
-
-    return vectors.details(rows, answers)
-
-
-def _vector_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    from formary.evaluate import vectors
-
-    return vectors.baselines(training, rows)
 
 
 def _text_metrics(
     task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
 ) -> list[dict[str, Any]]:
-    from formary.evaluate import texts
-
     pairs, kept = _pairs(task, rows)
     if len(kept) < len(rows):
         where += f" of which {len(rows) - len(kept):,} without an answer are left out"
@@ -185,15 +130,11 @@ def _text_metrics(
 
 
 def _text_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
-    from formary.evaluate import texts
-
     pairs, kept = _pairs(task, rows)
     return texts.details([pairs[number] for number in kept], [answers[number] for number in kept])
 
 
 def _text_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    from formary.evaluate import texts
-
     known, kept = _pairs(task, training)
     return texts.baselines([known[number] for number in kept], _pairs(task, rows)[0])
 
@@ -207,30 +148,33 @@ def _pairs(task: Any, rows: Sequence[Row]) -> tuple[Sequence[Row], list[int]]:
 def _choice_metrics(
     task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
 ) -> list[dict[str, Any]]:
-    from formary.evaluate import choices
-
     return choices.metrics([task.texts(row) for row in rows], answers, settings=settings, where=where)
 
 
 def _choice_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
-    from formary.evaluate import choices
-
     return choices.details([task.texts(row) for row in rows], answers)
 
 
 def _choice_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    from formary.evaluate import choices
-
     return choices.baselines([task.texts(row) for row in rows])
+
+
+def _suite(module: Measuring) -> Suite:
+    """The suite of a module that measures rows as they are."""
+    return Suite(
+        lambda task, rows, answers, settings, where: module.metrics(rows, answers, settings=settings, where=where),
+        lambda task, rows, answers: module.details(rows, answers),
+        lambda task, training, rows: module.baselines(training, rows),
+    )
 
 
 SUITES: dict[str, Suite] = {
     "labels": Suite(_label_metrics, _label_details, _label_baselines),
-    "tags": Suite(_tag_metrics, _tag_details, _tag_baselines),
-    "spans": Suite(_span_metrics, _span_details, _span_baselines),
+    "tags": _suite(tags),
+    "spans": _suite(spans),
     "choices": Suite(_choice_metrics, _choice_details, _choice_baselines),
     "texts": Suite(_text_metrics, _text_details, _text_baselines),
-    "vectors": Suite(_vector_metrics, _vector_details, _vector_baselines),
+    "vectors": _suite(vectors),
 }
 
 

@@ -46,18 +46,24 @@ class Context:
         return self.folder / "model"
 
     def located(self, reference: str) -> Path | None:
-        """A path the recipe names, from its own folder or the current one; None where neither has it (a hub id)."""
-        return next((path for path in (located(reference, self.base), Path(reference)) if path.exists()), None)
+        """A path the recipe names; None where there is none (a hub id)."""
+        return existing(reference, self.base)
 
     def rows_of(self, split: str) -> list[dict[str, Any]]:
         """The rows of a split."""
-        with (self.documents / f"{split}.jsonl").open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        from formary.data.documents import read_documents
+
+        return [row.values for row in read_documents(self.documents / f"{split}.jsonl")]
 
     def rows(self, split: str) -> int:
         """Documents in a split, as the data story counted them."""
         story = json.loads((self.documents / "story.json").read_text(encoding="utf-8"))
         return int(story["splits"][split]["rows"])
+
+
+def existing(reference: str, base: Path) -> Path | None:
+    """A path that a recipe in `base` names, from there or from the current folder; None where neither has it."""
+    return next((path for path in (located(reference, base), Path(reference)) if path.exists()), None)
 
 
 def open_tokens(context: Context, split: str) -> TokenShards:

@@ -60,22 +60,15 @@ def measure(
 
 def answers_rows(loaded: Model) -> bool:
     """Whether a model has a labelled task, so that it is measured on rows with answers."""
-    return loaded.config.head in ("classify", "tag", "span") or bool(
-        loaded.formary.get("task") and labelled_task(loaded.formary["task"])
-    )
+    task = loaded.formary.get("task")
+    return loaded.config.labelled or bool(task and labelled_task(task))
 
 
-def measure_rows(
-    loaded: Model, model: str, data: Sequence[str], *, columns: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def measure_rows(loaded: Model, model: str, data: Sequence[str]) -> dict[str, Any]:
     """The metrics of a model's own task on rows with the right answers, with 95 % intervals."""
-    task, settled = loaded.task, runtime(Machine())
-    rows = [row for source in data for row in rows_for(task, source, columns=columns or {}, answers=True)]
-    task.examples(rows, targets=True)  # every row must have its answer, and the unseen labels are counted
-    by_model = {"model": answers(task, loaded.network, rows, precision=settled.autocast)}
-    settings = Evaluate(baselines=False)
-    metrics = suite_of(task).metrics(task, rows, by_model, settings, f"given rows, {len(rows):,} rows")
-    return {"model": model, "rows": len(rows), "metrics": metrics, "notes": task.notes()}
+    rows = [row for source in data for row in rows_for(loaded.task, source, columns={}, answers=True)]
+    metrics = _metrics({"model": loaded}, rows)
+    return {"model": model, "rows": len(rows), "metrics": metrics, "notes": loaded.task.notes()}
 
 
 def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -84,22 +77,26 @@ def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str]
     Raises:
         FormaryError: the models are of different tasks, or one has none.
     """
-    a, b, settled = load(model_a), load(model_b), runtime(Machine())
+    a, b = load(model_a), load(model_b)
     if a.task.name != b.task.name:
         raise FormaryError(
             f"{model_a} is for task {a.task.name} and {model_b} for {b.task.name}: they cannot be compared"
         )
     rows = rows_for(a.task, data, columns=columns or {}, answers=True)
-    a.task.examples(rows, targets=True)
-    by_model = {
-        "model": answers(a.task, a.network, rows, precision=settled.autocast),
-        "B": answers(b.task, b.network, rows, precision=settled.autocast),
-    }
-    settings = Evaluate(baselines=False)
-    metrics = suite_of(a.task).metrics(a.task, rows, by_model, settings, f"given rows, {len(rows):,} rows")
+    metrics = _metrics({"model": a, "B": b}, rows)
     verdict = metrics[0]["verdicts"]["B"]
     said = {"better": "A is better", "worse": "B is better", "cannot tell": "cannot tell which is better"}[verdict]
     return {"a": model_a, "b": model_b, "rows": len(rows), "verdict": said, "metrics": metrics}
+
+
+def _metrics(models: Mapping[str, Model], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics of models of one task on the same rows; the one called "model" is judged."""
+    task, settled = models["model"].task, runtime(Machine())
+    task.examples(rows, targets=True)  # every row must have its answer, and the unseen labels are counted
+    by_model = {
+        name: answers(model.task, model.network, rows, precision=settled.autocast) for name, model in models.items()
+    }
+    return suite_of(task).metrics(task, rows, by_model, Evaluate(baselines=False), f"given rows, {len(rows):,} rows")
 
 
 def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answers: bool) -> list[dict[str, Any]]:

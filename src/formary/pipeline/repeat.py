@@ -90,6 +90,7 @@ def _spread(metrics: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
 
 def _ensemble(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Metrics of averaged probabilities or numbers, beside the first single model."""
+    from formary.data.documents import read_documents
     from formary.evaluate.labelled import suite_of
     from formary.infer.loaded import load
 
@@ -97,8 +98,7 @@ def _ensemble(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     if not by_run[0] or not ({"probabilities", "value"} & by_run[0][0].keys()) or "tags" in by_run[0][0]:
         return []
     split = json.loads((runs[0].folder / "evaluation.json").read_text(encoding="utf-8"))["split"]
-    lines = (runs[0].folder / "data" / "documents" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = [row.values for row in read_documents(runs[0].folder / "data" / "documents" / f"{split}.jsonl")]
     task, settings = load(runs[0].model).task, read(runs[0].folder / "recipe.yaml").evaluate
     answers = {"model": [averaged(said) for said in zip(*by_run)], "one model": by_run[0]}
     where = f"{split}, {len(rows):,} rows, mean of {len(runs)} models"

@@ -21,10 +21,10 @@ from rich.console import Console
 from formary import durable
 from formary.errors import FormaryError
 from formary.model.presets import preset
-from formary.pipeline.context import Context
+from formary.pipeline.context import Context, existing
 from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, read, to_yaml
-from formary.recipe.bundled import find, located
+from formary.recipe.bundled import find
 
 _DONE = "stages.json"
 _FINGERPRINTS = "data/fingerprints.json"
@@ -123,8 +123,7 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
     data = recipe.data
     paths = expand([*data.sources, *data.validation, *data.test], base)
     extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start]
-    places = [(located(name, base), Path(name)) for name in extra if name]
-    paths += [path for both in places for path in [next((path for path in both if path.exists()), None)] if path]
+    paths += [path for name in extra if name and (path := existing(name, base))]
     known = _read_json(folder / _FINGERPRINTS)
     found: dict[str, str] = {}
     for path in paths:

