@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
@@ -61,19 +60,6 @@ def learned_texts(task, row):
         stretches = zip(np.split(example.tokens, edges), np.split(example.target, edges), strict=True)
         found += [task.tokenizer.decode(stretch) for stretch, learned in stretches if learned[0]]
     return found
-
-
-def trained(task, rows, *, steps=250):
-    torch.manual_seed(0)
-    network = build(task.model_config(), seed=0)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    batch = task.collate(task.examples(rows, targets=True))
-    for _ in range(steps):
-        loss, count = task.loss(network, batch)
-        (loss / count).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return network.eval()
 
 
 @pytest.mark.parametrize(("special", "end"), [("chat", "<|im_end|>"), ("causal_lm", "<|endoftext|>")])
@@ -145,9 +131,9 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_reads_conversations_who
 
 
 @pytest.mark.parametrize("special", ["chat", "causal_lm"])
-def test_a_few_talks_are_learned_saved_and_answered(special, tmp_path):
+def test_a_few_talks_are_learned_saved_and_answered(learned, special, tmp_path):
     task = made(special=special)
-    network = trained(task, ROWS)
+    network = learned(task, ROWS, steps=250, lr=2e-3)
     asked = [ROWS[0], ROWS[1], talk("say b"), talk("say c", system="be kind")]
     wanted = [{"text": text} for text in ("aaa", "bb bb", "bb", "c")]
     assert answers(task, network, asked) == wanted

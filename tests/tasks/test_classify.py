@@ -31,25 +31,11 @@ def made(rows, *, preset="bert-mini", context=32, start=None, **objective):
     return Classify.learn(recipe, tokenizer, rows, start=start)
 
 
-def learned(task, rows, steps=60, lr=3e-3):
-    torch.manual_seed(0)
-    network = build(task.model_config(), seed=0)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=lr)
-    batch = task.collate(task.examples(rows, targets=True))
-    network.train()
-    for _ in range(steps):
-        loss, count = task.loss(network, batch)
-        (loss / count).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return network.eval()
-
-
 SENTIMENT = [{"text": text, "label": "yes" if "good" in text else "no"} for text in WORDS]
 
 
 @pytest.mark.parametrize("preset", ["bert-mini", "gpt-mini"])
-def test_encoders_and_decoders_learn_labels(preset):
+def test_encoders_and_decoders_learn_labels(learned, preset):
     task = made(SENTIMENT, preset=preset)
     answers = task.predict(learned(task, SENTIMENT), SENTIMENT)
     assert [answer["label"] for answer in answers] == [row["label"] for row in SENTIMENT]
@@ -68,7 +54,7 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(preset):
         assert alone["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-5)
 
 
-def test_several_labels_are_learned_each_by_itself():
+def test_several_labels_are_learned_each_by_itself(learned):
     rows = [
         {"text": row["text"], "label": [name for name in ("good", "book") if name in row["text"]]} for row in SENTIMENT
     ]
@@ -78,7 +64,7 @@ def test_several_labels_are_learned_each_by_itself():
     assert [set(answer["labels"]) for answer in answers] == [set(row["label"]) for row in rows]
 
 
-def test_numbers_with_fractions_are_a_regression_and_the_finished_head_says_them_itself():
+def test_numbers_with_fractions_are_a_regression_and_the_finished_head_says_them_itself(learned):
     rows = [{"text": text, "label": 100 + 7.5 * len(text)} for text in WORDS]
     task = made(rows)
     assert task.kind == "regression"

@@ -35,27 +35,13 @@ def made(rows=ROWS, *, context=32, batch=4, switches="{}", preset="bert-mini", *
     return Embed.learn(recipe, train_tokenizer(texts, setting, task="masked_lm"), rows, start=None)
 
 
-def learned(task, rows, steps=60, lr=3e-3):
-    torch.manual_seed(0)
-    network = build(task.model_config(), seed=0)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=lr)
-    batch = task.collate(task.examples(rows, targets=True))
-    network.train()
-    for _ in range(steps):
-        loss, count = task.loss(network, batch)
-        (loss / count).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return network.eval()
-
-
 def vectors(answers, name="vector"):
     return torch.tensor([answer[name] for answer in answers])
 
 
 @pytest.mark.parametrize("rows", [ROWS, HARD], ids=["pairs", "hard negatives"])
 @pytest.mark.parametrize("pooling", ["mean", "first"])
-def test_texts_find_their_positives(pooling, rows):
+def test_texts_find_their_positives(learned, pooling, rows):
     task = made(rows, switches=f"{{pooling: {pooling}}}")
     assert task.pooling == pooling
     answers = task.predict(learned(task, rows), rows)

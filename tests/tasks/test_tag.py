@@ -45,31 +45,16 @@ def made(rows, *, preset="bert-mini", context=32, kind="characters", start=None,
     return Tag.learn(recipe, train_tokenizer(texts, settings, task=Tag.special_tokens(recipe)), rows, start=start)
 
 
-def learned(task, rows, steps=100, lr=3e-3):
-    torch.manual_seed(0)
-    network = build(task.model_config(), seed=0)
-    task.prepare(network)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=lr)
-    batch = task.collate(task.examples(rows, targets=True))
-    network.train()
-    for _ in range(steps):
-        loss, count = task.loss(network, batch)
-        (loss / count).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return network.eval()
-
-
 def tags(answers):
     return [answer["tags"] for answer in answers]
 
 
 @pytest.mark.parametrize("preset", ["bert-mini", "gpt-mini"])
 @pytest.mark.parametrize("transitions", ["repair", "crf", "none"])
-def test_encoders_and_decoders_learn_tags(preset, transitions):
+def test_encoders_and_decoders_learn_tags(learned, preset, transitions):
     rows = ROWS[1:] if preset == "gpt-mini" else ROWS  # "New" is known only by what follows
     task = made(rows, preset=preset, transitions=transitions)
-    answers = task.predict(learned(task, rows), rows)
+    answers = task.predict(learned(task, rows, steps=100), rows)
     assert tags(answers) == [row["tags"] for row in rows]
     assert all(0 < share <= 1 for answer in answers for share in answer["probabilities"])
 
@@ -109,7 +94,7 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(preset):
         assert alone["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-5)
 
 
-def test_every_word_of_a_long_sentence_gets_its_tag_once():
+def test_every_word_of_a_long_sentence_gets_its_tag_once(learned):
     rows = [{"tokens": ROWS[0]["tokens"] * 9, "tags": ROWS[0]["tags"] * 9}, ROWS[1]]
     task = made(rows, context=24)
     examples = task.examples(rows, targets=True)
@@ -117,7 +102,7 @@ def test_every_word_of_a_long_sentence_gets_its_tag_once():
     targets = np.concatenate([example.target for example in examples if example.row == 0])
     assert [task.labels[number] for number in targets] == rows[0]["tags"]
     assert "1 sentence was longer than the context of 24 tokens and read in overlapping windows" in task.notes()
-    assert tags(task.predict(learned(task, rows), rows)) == [row["tags"] for row in rows]
+    assert tags(task.predict(learned(task, rows, steps=100), rows)) == [row["tags"] for row in rows]
 
 
 def test_a_word_longer_than_the_context_and_a_word_of_nothing_have_tags():
@@ -156,7 +141,7 @@ def test_tags_that_are_no_scheme_and_data_of_another_scheme_are_not_repaired():
 
 
 @pytest.mark.parametrize("transitions", ["repair", "crf", "none"])
-def test_a_finished_model_answers_as_it_did_while_it_learned(transitions):
+def test_a_finished_model_answers_as_it_did_while_it_learned(learned, transitions):
     task = made(ROWS, transitions=transitions)
     network = learned(task, ROWS, steps=30)
     before = task.predict(network, ROWS)

@@ -42,24 +42,10 @@ def made(preset_name, *, rows=ROWS, context=64, longest_target=40, start=None, s
     return Translate.learn(recipe, tokenizer, rows, start=start)
 
 
-def learned(task, rows, *, steps=300, lr=1e-3):
-    torch.manual_seed(0)
-    network = build(task.model_config(), seed=0)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=lr)
-    batch = task.collate(task.examples(rows, targets=True))
-    network.train()
-    for _ in range(steps):
-        loss, count = task.loss(network, batch)
-        (loss / count).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return network
-
-
 @BOTH
-def test_a_few_pairs_are_learned_and_written_greedily_and_by_beam_search(preset_name):
+def test_a_few_pairs_are_learned_and_written_greedily_and_by_beam_search(learned, preset_name):
     task = made(preset_name)
-    network = learned(task, ROWS)
+    network = learned(task, ROWS, steps=300, lr=1e-3).train()
     wanted = [row["target"] for row in ROWS]
     for options in ({}, {"beams": 2, "length_penalty": 0.6}):
         assert [answer["text"] for answer in answers(task, network, ROWS, **options)] == wanted
@@ -69,9 +55,9 @@ def test_a_few_pairs_are_learned_and_written_greedily_and_by_beam_search(preset_
 
 
 @BOTH
-def test_a_saved_model_answers_texts_and_rows_through_its_own_task(preset_name):
+def test_a_saved_model_answers_texts_and_rows_through_its_own_task(learned, preset_name):
     task = made(preset_name)
-    network = learned(task, ROWS).eval()
+    network = learned(task, ROWS, steps=300, lr=1e-3)
     model = Model(network, task.tokenizer, formary={"task": "translate", "settings": task.settings()})
     assert model.task.settings() == task.settings()
     assert model.predict(["a dog", {"source": "one cat"}]) == [{"text": "un chien"}, {"text": "un chat"}]
