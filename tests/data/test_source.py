@@ -425,3 +425,25 @@ def test_a_fingerprint_changes_with_content_name_and_order(tmp_path: Path) -> No
     (tmp_path / "b").write_text("y")
     (tmp_path / "b").rename(tmp_path / "c")
     assert before != fingerprint([tmp_path / "a", tmp_path / "c"])
+
+
+@pytest.mark.parametrize(("column", "labels"), [("@file", {"good", "bad"}), ("@folder", {"shop"})])
+def test_the_name_of_a_file_or_folder_is_the_label_of_its_texts(tmp_path: Path, column: str, labels: set[str]) -> None:
+    (tmp_path / "shop").mkdir()
+    for name in ("good", "bad"):
+        (tmp_path / "shop" / f"{name}.txt").write_text(f"one {name}\ntwo {name}\n", encoding="utf-8")
+    found = list(read(["shop"], columns={"label": column}, documents="line", required=("text", "label"), base=tmp_path))
+    assert len(found) == 4 and {row.values["label"] for row in found} == labels
+    assert all(column != "@file" or row.values["label"] in row.values["text"] for row in found)
+
+
+def test_the_name_of_a_file_is_a_column_of_rows_too(tmp_path: Path) -> None:
+    (tmp_path / "pos.csv").write_text("text,stars\nfine,5\n", encoding="utf-8")
+    (row,) = read(["pos.csv"], columns={"label": "@file"}, required=("text", "label"), base=tmp_path)
+    assert row.values == {"text": "fine", "stars": "5", "label": "pos"}
+
+
+def test_texts_without_a_label_say_how_files_can_give_it(tmp_path: Path) -> None:
+    (tmp_path / "pos.txt").write_text("fine\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"data.columns: \{label: '@file'\}"):
+        list(read(["pos.txt"], documents="line", required=("text", "label"), base=tmp_path))

@@ -131,7 +131,7 @@ def _files_of(recipe_path: Path) -> Iterator[Path]:
     data = recipe.data
     named = expand([*data.sources, *data.validation, *data.test], home)
     given = [path for path in (data.augment.synonyms, data.tokenizer.path, recipe.model.start) if path]
-    named += [home / path for path in given if not path.startswith(bundled.PACKAGE)]
+    named += [home / path for path in given if not path.startswith((bundled.PACKAGE, bundled.RECIPE))]
     files: dict[Path, None] = {}
     for path in named:
         inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

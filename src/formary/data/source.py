@@ -34,6 +34,8 @@ from formary.errors import DataError, MissingExtra
 
 __all__ = ["Row", "Source", "expand", "fingerprint", "read"]
 
+_FILE, _FOLDER = "@file", "@folder"  # in place of a column: the file's name without its suffix, its folder's name
+
 
 def read(
     sources: Sequence[str],
@@ -64,7 +66,8 @@ class Source:
 
     Args:
         sources: files, folders or globs, relative to `base`.
-        columns: our name -> the file's name of a column.
+        columns: our name -> the file's name of a column; "@file" is the name of the file itself without its suffix and
+            "@folder" that of its folder, for texts that are sorted into files or folders by class.
         documents: how a plain text file becomes documents (see `split_text`).
         encoding: of all but Parquet files and datasets folders; "utf-8" also accepts a byte-order mark.
         max_rows: stop after this many rows.
@@ -97,6 +100,7 @@ class Source:
         self.bytes_done = 0
         self.rows = 0
         self.rows_by_file: dict[str, int] = {}
+        self._place: dict[str, str] = {}
         self.moved: dict[str, list[str]] = {}  # by file, questions with an answer that was not at its offset
 
     def __iter__(self) -> Iterator[Row]:
@@ -136,6 +140,8 @@ class Source:
         for path in self.paths:
             name = self.name(path)
             self.rows_by_file[name] = 0
+            place = {_FILE: path.name.split(".")[0], _FOLDER: path.resolve().parent.name}
+            self._place = {column: place[column] for column in self.columns.values() if column in place}
             for row in readers[self.kind(path)](path, name):
                 self.rows += 1
                 self.rows_by_file[name] += 1
@@ -150,13 +156,15 @@ class Source:
 
     def _text_rows(self, path: Path, name: str) -> Iterator[Row]:
         for column in self.required:
-            if column != "text":
+            if column != "text" and self.columns.get(column) not in self._place:
                 raise DataError(
                     f"{name}: a plain text file has only the column 'text'; the recipe expects {_listed(self.required)}. "
-                    "Use JSONL, CSV or Parquet for rows with several columns, .conll for words with tags"
+                    f"Use JSONL, CSV or Parquet for rows with several columns, .conll for words with tags; where texts are sorted "
+                    f"into files or folders by {column}, write data.columns: {{{column}: '{_FILE}'}} or '{_FOLDER}'"
                 )
+        beside = {ours: self._place[theirs] for ours, theirs in self.columns.items() if theirs in self._place}
         for number, document in enumerate(split_text(self._text(path, name, plain=True), self.documents), 1):
-            yield Row({"text": document}, f"{name} document {number}")
+            yield Row({"text": document} | beside, f"{name} document {number}")
 
     def _jsonl_rows(self, path: Path, name: str) -> Iterator[Row]:
         return self._placed(json_lines(self._lines(path, name), name))
@@ -213,7 +221,7 @@ class Source:
             yield self._row(values, origin)
 
     def _row(self, values: dict[str, Any], origin: str) -> Row:
-        mapped = {}
+        values, mapped = values | self._place, {}
         for ours, theirs in self.columns.items():
             if theirs in values:
                 if ours != theirs:

