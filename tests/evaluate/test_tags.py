@@ -118,3 +118,10 @@ def test_scores_by_type_and_tag_equal_scikit_learns():
     for place, tag in enumerate("abc"):
         row = [found[tag][name] for name in ("precision", "recall", "f1", "support")]
         assert row == pytest.approx([column[place] for column in expected])
+
+
+def test_the_interval_of_macro_f1_holds_its_value_where_many_tags_are_rare():
+    gold = [["common", "common", f"rare{number}"] for number in range(30)]
+    said = [["common", "common", "common"] for _ in range(30)]  # every rare tag is missed
+    model = measured(gold, said)["tag_macro_f1"]["model"]
+    assert model["low"] <= model["value"] <= model["high"] < 0.1
