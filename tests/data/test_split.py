@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formary.data.source import Row
-from formary.data.split import assign, by_order, cuts
+from formary.data.split import assign, by_order, cuts, dealt
 from formary.errors import DataError
 from formary.recipe import schema
 
@@ -109,3 +111,63 @@ def test_order_by_characters_cuts_the_joined_text_and_loses_nothing(texts: list[
 def test_ninety_ten_is_nanogpts_cut() -> None:
     size = 1_115_394  # characters of the Shakespeare file
     assert cuts(size, schema.Split(by="order", validation=0.1, test=0.0)) == (int(size * 0.9), size)
+
+
+UNITS = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.sampled_from("abc")), min_size=8, max_size=60)
+
+
+@quick
+@given(UNITS, st.integers(2, 5))
+def test_folds_keep_units_whole_and_take_every_row(rows: list[tuple[int, str]], folds: int) -> None:
+    rows = [(unit % 12 if unit % 2 else unit, label) for unit, label in rows]
+    if len({unit for unit, _ in rows}) < folds:
+        with pytest.raises(DataError, match=f"{folds} folds"):
+            dealt(rows, folds)
+        return
+    fold_of: dict[int, set[int]] = {}
+    found = dealt([(unit, [label]) for unit, label in rows], folds)
+    for (unit, _), fold in zip(rows, found, strict=True):
+        fold_of.setdefault(unit, set()).add(fold)
+    assert all(len(places) == 1 for places in fold_of.values())
+    assert {place for places in fold_of.values() for place in places} == set(range(1, folds + 1))
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.sampled_from("abc")), min_size=8, unique_by=lambda row: row[0]))
+def test_folds_of_single_rows_share_each_label_evenly(rows: list[tuple[int, str]]) -> None:
+    found = dealt([(unit, [label]) for unit, label in rows], 4)
+    for wanted in "abc":
+        counts = [sum(f == fold and label == wanted for (_, label), f in zip(rows, found)) for fold in (1, 2, 3, 4)]
+        assert max(counts) - min(counts) <= 1
+
+
+@quick
+@given(UNITS, st.randoms())
+def test_folds_do_not_depend_on_the_order_of_the_rows(rows: list[tuple[int, str]], rng: random.Random) -> None:
+    rows = list(dict(rows).items())
+    if len(rows) < 3:
+        return
+    shuffled = rng.sample(rows, len(rows))
+    assert dict(zip(rows, dealt(rows, 3))) == dict(zip(shuffled, dealt(shuffled, 3)))
+
+
+def test_by_order_each_fold_is_a_piece_of_what_is_not_test() -> None:
+    rows = [Row({"text": str(number)}, "") for number in range(20)]
+    seen: list[str] = []
+    for fold in (1, 2, 3):
+        split = schema.Split(by="order", test=0.2, folds=3, fold=fold)
+        found = list(by_order(rows, 20, split, unit="rows"))
+        assert [row.values["text"] for part, row in found if part == "test"] == ["16", "17", "18", "19"]
+        seen += [row.values["text"] for part, row in found if part == "validation"]
+    assert seen == [str(number) for number in range(16)]
+
+
+def test_by_order_a_text_is_cut_into_folds_without_losing_a_character() -> None:
+    split = schema.Split(by="order", test=0.25, folds=3, fold=2)
+    found = list(by_order([Row({"text": "abcdefghijkl"}, "")], 12, split, unit="chars"))
+    assert [(part, row.values["text"]) for part, row in found] == [
+        ("train", "abc"),
+        ("validation", "def"),
+        ("train", "ghi"),
+        ("test", "jkl"),
+    ]

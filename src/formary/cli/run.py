@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,11 +30,17 @@ def run(
     seeds: Annotated[
         int | None, typer.Option(help="Run under this many seeds: mean and spread, and what the models say together.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Cross-validate: one run for each of K folds, measured on every row once."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Do everything a recipe asks for: prepare, train, evaluate, report. What is up to date is not done again."""
-    if seeds is not None:
-        _repeat(recipe, seeds, set_, folder, json)
+    if seeds is not None and folds is not None:
+        raise FormaryError("--seeds and --folds: give one of them")
+    if seeds is not None or folds is not None:
+        _repeat(recipe, seeds, folds, set_, folder, json)
         return
     result = _execute(recipe, set_, folder, json, until="report")
     if json:
@@ -45,21 +52,33 @@ def run(
             _say(f"  {command}")
 
 
-def _repeat(recipe: str, seeds: int, overrides: list[str] | None, folder: Path | None, json: bool) -> None:
-    from formary.pipeline.repeat import repeat
+def _repeat(
+    recipe: str, seeds: int | None, folds: int | None, overrides: list[str] | None, folder: Path | None, json: bool
+) -> None:
+    from formary.pipeline.repeat import cross_validate, repeat
 
+    several = repeat if folds is None else cross_validate
     console = Console(stderr=True) if json else None
-    found = repeat(recipe, seeds, overrides=overrides or (), folder=folder, console=console)
+    found = several(recipe, folds or seeds or 0, overrides=overrides or (), folder=folder, console=console)
     if json:
-        print(json_format.dumps({"metrics": found.metrics, "ensemble": found.ensemble}, ensure_ascii=False))
+        values: dict[str, Any] = {"metrics": found.metrics, "ensemble": found.ensemble}
+        if folds is not None:
+            values |= {"validation": found.validation, "pooled": found.pooled, "notes": found.notes}
+        print(json_format.dumps(values, ensure_ascii=False))
         return
-    _say(f"\nover {seeds} seeds, mean and standard deviation:")
-    for metric in found.metrics:
+    _say(f"\nover {len(found.runs)} {'seeds' if folds is None else 'folds'}, mean and standard deviation:")
+    for metric in (*found.metrics, *found.validation):
         _say(
             f"  {metric['metric'].replace('_', ' ')} {metric['mean']:.4f} ± {metric['spread']:.4f} ({metric['protocol']})"
         )
+    if found.pooled:
+        _say(f"every row by the model that had not learned it ({found.pooled[0]['protocol']}):")
+    for metric in found.pooled:
+        _say(f"  {metric['says']}")
     for metric in found.ensemble:
         _say(f"  together: {metric['says']}")
+    for note in found.notes:
+        _say(f"note: {note}")
     _say("reports: " + ", ".join(str(result.report) for result in found.runs))
 
 
@@ -82,7 +101,10 @@ def report(recipe: Target, set_: Overrides = None, folder: Folder = None, json: 
 
 def evaluate(
     target: Annotated[str, typer.Argument(help="A recipe, or a model folder, GGUF file or hub id.")],
-    data: Annotated[list[str] | None, typer.Argument(help="For a model: the texts to measure it on.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help="For a model: texts, rows with answers, or benchmarks (files, or names of ready ones)."),
+    ] = None,
     set_: Overrides = None,
     folder: Folder = None,
     json: AsJson = False,
@@ -91,11 +113,18 @@ def evaluate(
     ] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens scored per window; half the context if left out.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Measure on at most this many tokens.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Ask a causal model, with this many solved examples before each question.")
+    ] = None,
+    examples: Annotated[
+        str | None, typer.Option(help="Rows to take the examples from; some of DATA are set aside if left out.")
+    ] = None,
 ) -> None:
-    """Measure a recipe's model on its test split, or any model on data of yours: texts, or rows with answers."""
+    """Measure a recipe's model on its test split, or any model on data of yours: texts, rows, or benchmarks."""
     from formary.pipeline.stages import findings
 
     given = {"--documents": documents, "--stride": stride, "--max-tokens": max_tokens}
+    given |= {"--shots": shots, "--examples": examples}
     of_recipes = {"--set": set_, "--folder": folder}
     for option, value in (of_recipes if data else given).items():
         if value is not None:
@@ -110,12 +139,26 @@ def evaluate(
         return
     from formary.pipeline.measure import measure
 
-    result = measure(target, data, documents=documents or "file", stride=stride, max_tokens=max_tokens)
+    result = measure(
+        target,
+        data,
+        documents=documents or "file",
+        stride=stride,
+        max_tokens=max_tokens,
+        shots=shots,
+        examples=examples,
+    )
     if json:
         print(json_format.dumps(result, ensure_ascii=False))
-    else:
+        return
+    for protocol in dict.fromkeys(metric["protocol"] for metric in result["metrics"]) if "benchmarks" in result else ():
+        for sentence in findings([metric for metric in result["metrics"] if metric["protocol"] == protocol]):
+            _say(sentence)
+    if "benchmarks" not in result:
         for sentence in findings(result["metrics"]):
             _say(sentence)
+    for note in result.get("notes", ()):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json: bool, *, until: str) -> RunResult:

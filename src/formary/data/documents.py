@@ -24,9 +24,9 @@ from formary import durable
 from formary.data.augment import Augmenter
 from formary.data.clean import Cleaner, batches
 from formary.data.duplicates import NearDuplicates, exact_key
-from formary.data.records import Row, RowForm
+from formary.data.records import Row, RowForm, label_names
 from formary.data.source import Source
-from formary.data.split import PARTS, Part, assign, by_order
+from formary.data.split import PARTS, Part, assign, by_order, dealt, unit_of
 from formary.errors import DataError, RecipeError
 from formary.recipe import schema
 
@@ -86,6 +86,8 @@ def write_documents(
         sources = inputs[0]
         if split.by == "order":
             _write_by_order(sources, split, sinks, folder, report)
+        elif split.folds is not None:
+            _write_by_fold(sources, split, sinks, folder, report)
         else:
             for row in sources.rows(report):
                 sinks[assign(row, split)].write(row)
@@ -193,6 +195,9 @@ def _split_of(data: schema.Data) -> schema.Split:
     """The split of `data.sources`: a part that has its own sources gets no share of these."""
     split = data.split
     own = {part: 0.0 for part in ("validation", "test") if getattr(data, part)}
+    if split.folds is not None or split.fold is not None:
+        _check_folds(data)
+        own["validation"] = 0.0
     split = split.model_copy(update=own)
     if split.validation + split.test >= 1:
         raise RecipeError(
@@ -204,6 +209,23 @@ def _split_of(data: schema.Data) -> schema.Split:
             "data.split.group: groups are kept together only by hash; set data.split.by: hash, or leave group out"
         )
     return split
+
+
+def _check_folds(data: schema.Data) -> None:
+    split = data.split
+    if split.folds is None or split.fold is None:
+        given, missing = ("fold", "folds") if split.folds is None else ("folds", "fold")
+        raise RecipeError(
+            f"data.split.{given} needs data.split.{missing}: a run has one of K folds as validation; "
+            "`formary run RECIPE --folds K` runs all of them"
+        )
+    if split.fold > split.folds:
+        raise RecipeError(f"data.split.fold: there are {split.folds} folds, counted from 1 (got {split.fold})")
+    if data.validation:
+        raise RecipeError(
+            "data.split.folds: every fold is validation once, so data.validation cannot name rows too; put its files "
+            "under data.sources and leave it out"
+        )
 
 
 def _check_changes(data: schema.Data, form: RowForm, augmenter: Augmenter) -> None:
@@ -304,6 +326,27 @@ def _write_by_order(
         ordered = by_order(again, chars if as_one else rows, split, unit="chars" if as_one else "rows")
         for part, row in ordered:
             sinks[part].write(row)
+
+
+def _write_by_fold(
+    sources: _Input, split: schema.Split, sinks: dict[Part, _Sink], folder: Path, report: Callable[[], None]
+) -> None:
+    """Folds are dealt out when every row is known; until then rows wait in an unnamed file on disk."""
+    assert split.folds is not None
+    labelled = "label" in sources.form.columns
+    units: list[tuple[int, list[str]]] = []
+    with durable.naming(sinks["train"].path), tempfile.TemporaryFile(dir=folder) as waiting:
+        for row in sources.rows(report):
+            if assign(row, split) == "test":
+                sinks["test"].write(row)
+                continue
+            label = row.values.get("label") if labelled else None
+            units.append((unit_of(row, split), [] if label is None else label_names(label)))
+            waiting.write(_encode([row.values, row.origin, row.key]).encode("utf-8", "replace") + b"\n")
+        waiting.seek(0)
+        for line, fold in zip(waiting, dealt(units, split.folds)):
+            row = sources.form.with_text(Row(*json.loads(line)))
+            sinks["validation" if fold == split.fold else "train"].write(row)
 
 
 # The second pass over the training rows -----------------------------------------------------------------------------

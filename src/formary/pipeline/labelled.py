@@ -114,16 +114,22 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
         context.console.print(
             "  no test rows: measured on validation, which also chose the weights; that flatters the model a little"
         )
-    rows = context.rows_of(split)
-    if isinstance(task, ReferringTask):
-        start = loaded_start(context, model.tokenizer).to(settled.device)
-        task.remember(start, task.examples(rows, targets=True, where=f"{split} row"), precision=settled.autocast)
-    given = answers(task, model.network.to(settled.device), rows, precision=settled.autocast)
+
+    def answered(split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        rows = context.rows_of(split)
+        if isinstance(task, ReferringTask):
+            start = loaded_start(context, model.tokenizer).to(settled.device)
+            task.remember(start, task.examples(rows, targets=True, where=f"{split} row"), precision=settled.autocast)
+        return rows, answers(task, model.network.to(settled.device), rows, precision=settled.autocast)
+
+    rows, given = answered(split)
     training, settings = context.rows_of("train"), context.recipe.evaluate
     result = measured(task, rows, given, training=training, settings=settings, split=split)
     durable.write_json(context.folder / "predictions.json", given)
     for note in [*task.notes(), *result["notes"]]:
         context.console.print(f"  note: {note}")
+    if context.recipe.data.split.folds:  # what the fold's rows get from the model that has not learned them
+        durable.write_json(context.folder / "fold_predictions.json", answered("validation")[1])
     result["samples"] = [
         {"prompt": _told({name: row.get(name) for name in task.asks}), "text": f" → {_told(answer)}", "settings": {}}
         for row, answer in zip(rows[:_SHOWN], given)

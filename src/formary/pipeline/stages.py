@@ -461,7 +461,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "documents",
         "read, clean and split the data",
-        lambda recipe: recipe.data.model_dump(exclude={"tokenizer", "words"}),
+        lambda recipe: recipe.data.model_dump(
+            exclude={"tokenizer": True, "words": True, "split": set() if recipe.data.split.folds else {"folds", "fold"}}
+        ),
         _documents,
         ("data/documents/story.json", *(f"data/documents/{split}.jsonl" for split in SPLITS)),
     ),

@@ -59,6 +59,10 @@ class Split(Section):
     test: float = Field(0.05, ge=0, lt=1, description="share of the rows")
     group: str | None = Field(None, description="column whose equal values stay together")
     salt: str = Field("formary", description="another salt gives another split")
+    folds: int | None = Field(
+        None, ge=2, description="divide the rows that are not test into this many folds, instead of by shares"
+    )
+    fold: int | None = Field(None, ge=1, description="which fold is validation, from 1; the others are training")
     duplicates: Literal["remove", "keep"] = Field(
         "remove", description="training rows that also occur in validation or test"
     )
@@ -256,6 +260,24 @@ class Generate(Section):
     seed: int = Field(0, ge=0)
 
 
+class Search(Section):
+    """What `formary search` tries."""
+
+    space: dict[str, Any] = Field(
+        default_factory=dict,
+        description="field: a list of values, {range: [low, high]} or {log: [low, high]}; default: train.optimiser.lr, train.batch and train.epochs around the recipe's",
+    )
+    trials: int = Field(20, ge=1, description="how many trainings, those of earlier calls included")
+    minutes: float | None = Field(None, gt=0, description="begin no trial after this many minutes")
+    sampler: Literal["tpe", "random"] = Field(
+        "tpe", description="what is tried next: near what was good (tree-structured Parzen estimator), or anywhere"
+    )
+    prune: bool = Field(True, description="stop a trial that validates worse than the median of the earlier ones")
+    metric: Literal["loss", "metric"] | None = Field(
+        None, description="what validation has to improve; null: what train.best says"
+    )
+
+
 class Machine(Section):
     """What the run may use."""
 
@@ -278,6 +300,7 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     generate: Generate = Generate()
+    search: Search = Search()
     machine: Machine = Machine()
     run_folder: str | None = Field(None, description="default: runs/NAME")
 
