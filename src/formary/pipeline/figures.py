@@ -122,6 +122,14 @@ def curves(lines: Sequence[Line], *, x_label: str, y_label: str, width: int = 72
     return _svg(width, height, label, parts)
 
 
+def range_test(rates: Sequence[float], losses: Sequence[float], lr: float, *, width: int = 340) -> str:
+    """The loss over rising learning rates, as long as it is not far above where it began, and the rate that was taken."""
+    tested = [(math.log10(rate), loss) for rate, loss in zip(rates, losses) if loss <= 1.2 * losses[0]]
+    taken = min(tested, key=lambda point: abs(point[0] - math.log10(lr)))
+    lines = [Line("tested", tested, main=False), Line("taken", [taken])]
+    return curves(lines, x_label="learning rate, power of 10", y_label="range test", width=width, height=190)
+
+
 def intervals(rows: Sequence[Row], *, unit: str, decimals: int = 2, width: int = 720) -> str:
     """One line per row: a dot at the value, a bar over its 95 % interval, on a shared axis that need not begin at 0."""
     rows = [row for row in rows if math.isfinite(row.interval.value)]

@@ -39,6 +39,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     from formary.train.loop import train
     from formary.train.lora import save_adapter
     from formary.train.machine import runtime
+    from formary.train.settled import settle
     from formary.train.tuning import finish, prepare, trainable_count
 
     recipe, settled = context.recipe, runtime(context.recipe.machine)
@@ -69,18 +70,32 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         task.remember(network.to(settled.device), [*examples, *validation], precision=settled.autocast)
     if not validation:
         context.console.print("  no validation rows: the last weights will count as the best")
+    longest = sorted(examples, key=lambda example: len(example.tokens), reverse=True)
+    settings = settle(
+        task.loss,
+        network,
+        settings=recipe.train,
+        batches=lambda numbers: RowBatches(task, examples, numbers),
+        longest=lambda count: task.collate(longest[:count]),
+        cuttable=not getattr(task, "contrasts", False),
+        runtime=settled,
+        run=context.folder,
+        key=context.keys["train"],
+        console=context.console,
+    )
     progress = train(
         task.loss,
         network,
-        batches=RowBatches(task, examples, recipe.train),
+        batches=RowBatches(task, examples, settings),
         validation=(lambda: in_batches(task, validation)) if validation else None,
-        settings=recipe.train,
+        settings=settings,
         runtime=settled,
         run=context.folder,
         checkpoints=checkpoint_folder(context),
         console=context.console,
         score=_score(task, validation_rows[:_SCORED_ROWS], settled) if recipe.train.best == "metric" else None,
         compiled=recipe.machine.compile,
+        watch=context.watch,
     )
     if recipe.train.tune.method == "lora":
         save_adapter(context.folder / "adapter", network, recipe.train.tune, base=str(recipe.model.start))

@@ -21,6 +21,7 @@ from formary.pipeline.report import Energy, Metric, ReportData, Sample
 from formary.recipe import to_yaml
 from formary.train.machine import cpu_name, physical_cores, runtime
 from formary.train.records import read_records
+from formary.train.settled import BATCH_FILE, LR_FILE, found_in
 from formary.version import __version__
 
 _WATTS_PER_CORE = 15.0  # a busy core of a common desktop or server processor, its share of the board included
@@ -58,6 +59,8 @@ def gather(context: Context) -> ReportData:
         model=_model_facts(context, config),
         training=training,
         validation=[record for record in records if "validation_loss" in record],
+        lr_finder=found_in(folder / LR_FILE, context.keys["train"]),
+        batch_finder=found_in(folder / BATCH_FILE, context.keys["train"]),
         metrics=metrics,
         samples=[*taken, *along],
         details=evaluation.get("details", {}),

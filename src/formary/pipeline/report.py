@@ -42,6 +42,7 @@ TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the mode
     "translate": ("text2text-generation", "AutoModelForSeq2SeqLM", "writes a text for a text"),
     "chat": ("text-generation", "AutoModelForCausalLM", "answers in a conversation"),
     "preference": ("text-generation", "AutoModelForCausalLM", "answers as people prefer"),
+    "multiple_choice": ("multiple-choice", "AutoModelForMultipleChoice", "chooses an answer"),
     "embed": ("sentence-similarity", "AutoModel", "turns texts into vectors"),
 }
 WRITES = ("causal_lm", "masked_lm", "denoise", "translate", "chat")  # tasks whose answer goes on from, or is, text
@@ -122,6 +123,8 @@ class ReportData:
     model: Mapping[str, Any] = field(default_factory=dict)  # parameters, layers, width, heads, context, ...
     training: Sequence[Mapping[str, Any]] = ()
     validation: Sequence[Mapping[str, Any]] = ()
+    lr_finder: Mapping[str, Any] = field(default_factory=dict)  # lr_finder.json, where the run searched its rate
+    batch_finder: Mapping[str, Any] = field(default_factory=dict)  # batch_finder.json, likewise
     metrics: Sequence[Metric] = ()
     samples: Sequence[Sample] = ()
     details: Mapping[str, Any] = field(default_factory=dict)  # of a labelled task's answers, as evaluation gives them
@@ -344,6 +347,8 @@ def _learning(report: ReportData) -> dict[str, Any] | None:
         if len(points) > 1:
             line = figures.Line(title, points, marks=key.startswith("validation") and len(points) <= 60)
             small.append(Markup(figures.curves([line], x_label="step", y_label=title, width=_NARROW, height=190)))
+    if found := report.lr_finder:
+        small.append(Markup(figures.range_test(found["rates"], found["smoothed"], found["lr"], width=_NARROW)))
     unit = "loss, nats per token" if report.task in WRITES else "loss"
     figure = _both(lambda width: figures.curves(loss, x_label="step", y_label=unit, width=width))
     return {
@@ -394,6 +399,7 @@ def _learning_text(report: ReportData, train: list[figures.Point], valid: list[f
     speeds = [y for _, y in _series(report.training, "tokens_per_second")]
     if speeds:
         sentences.append(f"Training read {_rounded(median(speeds))} tokens per second (median).")
+    sentences += [f"{_capital(found['why'])}." for found in (report.lr_finder, report.batch_finder) if found]
     return " ".join(sentences)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from formary import durable
 from formary.pipeline.context import SPLITS, Context, open_tokens
-from formary.recipe.schema import Recipe
+from formary.recipe.schema import Recipe, Train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,6 +143,7 @@ def _pretrain(context: Context) -> float:
     from formary.errors import RecipeError
     from formary.train.loop import TokenBytes, train
     from formary.train.machine import runtime
+    from formary.train.settled import settle
 
     recipe = context.recipe
     if recipe.train.tune.method != "full":
@@ -156,6 +157,17 @@ def _pretrain(context: Context) -> float:
     if validation.tokens < 2:
         context.console.print("  no validation text: the last weights will count as the best")
     training = open_tokens(context, "train")
+    settings = settle(
+        task.loss,
+        network,
+        settings=recipe.train,
+        batches=lambda numbers: _with(recipe, numbers, tokenizer).training_batches(training),
+        runtime=settled,
+        run=context.folder,
+        key=context.keys["train"],
+        console=context.console,
+    )
+    task = _with(recipe, settings, tokenizer)
     progress = train(
         task.loss,
         network,
@@ -163,7 +175,7 @@ def _pretrain(context: Context) -> float:
         validation=(lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens))
         if validation.tokens > 1
         else None,
-        settings=recipe.train,
+        settings=settings,
         runtime=settled,
         run=context.folder,
         checkpoints=checkpoint_folder(context),
@@ -171,6 +183,7 @@ def _pretrain(context: Context) -> float:
         token_bytes=TokenBytes(training.bytes_per_token, validation.bytes_per_token) if task.covers_text else None,
         sample=sampler(context, tokenizer),
         compiled=recipe.machine.compile,
+        watch=context.watch,
     )
     save_model(context, network, tokenizer, progress, generation=generation_defaults(recipe))
     return progress.seconds_before
@@ -302,10 +315,17 @@ def findings(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 def made_task(context: Context) -> tuple[Tokenizer, PretrainingTask]:
     """The run's tokenizer and its pretraining task."""
     from formary.data import tokenizer
+    from formary.train.settled import recorded
+
+    made, recipe = tokenizer.load(context.tokenizer), context.recipe
+    return made, _with(recipe, recorded(recipe.train, context.folder, context.keys["train"]), made)
+
+
+def _with(recipe: Recipe, settings: Train, tokenizer: Tokenizer) -> PretrainingTask:
+    """The recipe's pretraining task with these settings of training."""
     from formary.tasks.registry import pretraining_task
 
-    made = tokenizer.load(context.tokenizer)
-    return made, pretraining_task(context.recipe.task)(context.recipe, made)
+    return pretraining_task(recipe.task)(recipe.model_copy(update={"train": settings}), tokenizer)
 
 
 def tokenizer_of(context: Context, reference: str) -> Tokenizer:

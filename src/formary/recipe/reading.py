@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from formary.errors import RecipeError, nearest
 from formary.recipe.schema import Recipe
 
+_AUTO = "literal['auto']"  # what pydantic calls the other choice of a field that takes a number or auto
+
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at `path`, with `overrides` such as "train.steps=100" applied.
@@ -48,7 +50,8 @@ def parse(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> 
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{name}: " + "; ".join(_sentence(problem) for problem in error.errors())) from None
+        problems = [problem for problem in error.errors() if problem["loc"][-1] != _AUTO]  # its number is named too
+        raise RecipeError(f"{name}: " + "; ".join(_sentence(problem) for problem in problems)) from None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -75,14 +78,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _sentence(problem: Any) -> str:
     """One pydantic error as "train.stpes: unknown field; did you mean 'steps'?"."""
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if not str(part).startswith("constrained-")]
+    orelse = ", or auto" if len(location) < len(problem["loc"]) else ""
     field = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         return f"{field}: unknown field; {nearest(location[-1], known) or 'fields here: ' + ', '.join(known)}"
     if problem["type"] == "missing":
         return f"{field}: this field is needed"
-    return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
+    return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}{orelse} (got {problem['input']!r})"
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

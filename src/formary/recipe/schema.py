@@ -6,7 +6,7 @@ a `Recipe` and words its errors, `pipeline` executes it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -103,7 +103,11 @@ class Data(Section):
     sources: list[str] = Field(description="files, folders or globs: txt, jsonl, csv, parquet, each also .gz or .zst")
     validation: list[str] = Field(default_factory=list, description="rows for validation, instead of a split")
     test: list[str] = Field(default_factory=list, description="rows for test, instead of a split")
-    columns: dict[str, str] = Field(default_factory=dict, description="our name: your column, e.g. {text: body}; @file and @folder: what the file or its folder is called")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our name: your column, e.g. {text: body}, or a text of several, e.g. {text: 'Age {Age}, job {Job}'}; "
+        "@file and @folder: what the file or its folder is called",
+    )
     documents: str = Field(
         "file",
         description="how a plain text file becomes documents: file, line, paragraph, or a regular expression that begins one",
@@ -139,12 +143,25 @@ class Optimiser(Section):
     name: Literal["adamw", "adam", "sgd", "muon"] = Field(
         "adamw", description="muon: hidden matrices by Muon, the rest by AdamW"
     )
-    lr: float = Field(1e-3, gt=0, description="peak learning rate (of AdamW's part under muon)")
-    matrix_lr: float = Field(0.02, gt=0, description="Muon's learning rate for hidden matrices")
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        1e-3,
+        description="peak learning rate (of AdamW's part under muon); auto: found by a range test before training",
+    )
+    matrix_lr: float = Field(
+        0.02,
+        gt=0,
+        description="Muon's learning rate for hidden matrices; with lr: auto, its value beside an lr of 0.001",
+    )
     betas: tuple[float, float] = Field((0.9, 0.95), description="Adam's moment decay rates")
     momentum: float = Field(0.95, ge=0, lt=1, description="of Muon and SGD")
     weight_decay: float = Field(0.1, ge=0, description="decoupled L2, on matrices only")
     l1: float = Field(0.0, ge=0, description="L1 penalty on matrices")
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr` as a number; `train.settled` makes it one before training."""
+        assert self.lr != "auto", "train.optimiser.lr is not settled"
+        return self.lr
 
 
 class Schedule(Section):
@@ -181,6 +198,9 @@ class Objective(Section):
     )
     beta: float = Field(0.1, gt=0, description="preference: strength of the pull to the model it starts from (DPO)")
     temperature: float = Field(0.05, gt=0, description="embed: of the contrastive softmax")
+    normalise: Literal["none", "length", "bytes"] = Field(
+        "none", description="multiple_choice, causal models: divide a choice's log-likelihood by its tokens or its bytes"
+    )
 
 
 class Tune(Section):
@@ -204,7 +224,9 @@ class Train(Section):
 
     steps: int | None = Field(None, ge=1, description="optimiser steps; one of steps, epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the training tokens")
-    batch: int = Field(16, ge=1, description="sequences per optimiser step")
+    batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        16, description="sequences per optimiser step; auto: what fits into memory and suits the number of rows"
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="sequences per forward pass; smaller than batch means gradient accumulation"
     )
@@ -228,6 +250,12 @@ class Train(Section):
     keep: int = Field(2, ge=1, description="checkpoints kept beside the best")
     sample_every: int | None = Field(None, ge=1, description="steps between text samples")
     seed: int = Field(1337, ge=0)
+
+    @property
+    def batch_size(self) -> int:
+        """`batch` as a number; `train.settled` makes it one before batches are made."""
+        assert self.batch != "auto", "train.batch is not settled"
+        return self.batch
 
 
 class Evaluate(Section):

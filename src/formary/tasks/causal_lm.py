@@ -44,13 +44,13 @@ class CausalLM:
         train = self.recipe.train
         inside = not train.objective.cross_documents
         return _WindowBatches(
-            Windows(shards, context=train.context, batch=train.batch, seed=train.seed, document_ids=inside)
+            Windows(shards, context=train.context, batch=train.batch_size, seed=train.seed, document_ids=inside)
         )
 
     def validation_batches(self, shards: TokenShards, *, max_tokens: int | None) -> Iterator[Batch]:
         """Non-overlapping windows over the split as one stream; every token but the first is predicted once."""
         train = self.recipe.train
-        for rows in stream_windows(shards, context=train.context, batch=train.batch, max_tokens=max_tokens):
+        for rows in stream_windows(shards, context=train.context, batch=train.batch_size, max_tokens=max_tokens):
             yield {"tokens": torch.from_numpy(rows.tokens), "targets": torch.from_numpy(rows.targets)}
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class Denoise:
         """One pass over the split with spans that are the same every time."""
         batches = _DenoisingBatches(self, shards, seed=0)
         tokens = min(shards.tokens, max_tokens or shards.tokens)
-        per_step = self.recipe.train.batch * self.recipe.train.context
+        per_step = self.recipe.train.batch_size * self.recipe.train.context
         for step in range(max(1, round(tokens / per_step))):
             yield batches.batch(step)
 
@@ -76,7 +76,7 @@ class _DenoisingBatches:
         train = task.recipe.train
         self.task, self.seed = task, seed
         self.objective = train.objective
-        self.segments = Segments(shards, length=train.context - 1, batch=train.batch, seed=seed)
+        self.segments = Segments(shards, length=train.context - 1, batch=train.batch_size, seed=seed)
         self.steps_per_epoch = self.segments.steps_per_epoch
 
     def batch(self, step: int) -> Batch:

@@ -38,6 +38,7 @@ class Embed:
     )
     asks: ClassVar[tuple[str, ...]] = ("text",)
     answers: ClassVar[Answers] = "vectors"
+    contrasts: ClassVar[bool] = True  # the rows of a forward pass with one another, so pieces of a batch teach less
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Embed:
         for number, row in enumerate(rows, 1):
             _texts(row, f"training row {number}")
         train = recipe.train
-        if min(train.batch, train.micro_batch or train.batch) < 2:
+        if 1 in (train.batch, train.micro_batch):
             raise RecipeError("train.batch: task embed contrasts the rows of a forward pass, so it needs at least 2")
         pooling = recipe.model.switches.get("pooling", "mean")
         if pooling not in ("first", "mean"):

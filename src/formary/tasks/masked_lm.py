@@ -63,7 +63,7 @@ class MaskedLM:
         """One pass over the split with masks that are the same every time."""
         batches = _MaskedBatches(self, shards, seed=0)
         tokens = min(shards.tokens, max_tokens or shards.tokens)
-        per_step = self.recipe.train.batch * self.recipe.train.context
+        per_step = self.recipe.train.batch_size * self.recipe.train.context
         for step in range(max(1, round(tokens / per_step))):
             yield batches.batch(step)
 
@@ -94,7 +94,7 @@ class _MaskedBatches:
         self.objective = train.objective
         pair = train.objective.next_sentence
         self.segments = Segments(
-            shards, length=train.context - (3 if pair else 2), batch=train.batch, seed=seed, pairs=pair
+            shards, length=train.context - (3 if pair else 2), batch=train.batch_size, seed=seed, pairs=pair
         )
         self.steps_per_epoch = self.segments.steps_per_epoch
         unknown = [] if task.tokenizer.unk_id is None else [task.tokenizer.unk_id]

@@ -125,14 +125,17 @@ def collated(examples: Sequence[Example], pad_id: int | None) -> Batch:
     return batch
 
 
-def hidden_states(network: Network, batch: Batch) -> Tensor:
+def hidden_states(network: Network, batch: Batch, *, for_summary: bool = False) -> Tensor:
     """What an encoder or a decoder makes of a batch: (batch, seq, width).
 
     A decoder needs no mask: padding is on the right, where nothing before it looks.
+
+    Args:
+        for_summary: only what `network.summary` reads is needed; that may be the first position alone.
     """
     if isinstance(network, Encoder):
         mask = None if bool(batch["mask"].all()) else batch["mask"]
-        return network(batch["tokens"], mask=mask, types=batch.get("types"))
+        return network(batch["tokens"], mask=mask, types=batch.get("types"), first_only=for_summary and network.reads_first)
     assert isinstance(network, Decoder)
     return network(batch["tokens"])
 
@@ -142,7 +145,7 @@ class RowBatches:
 
     def __init__(self, task: LabelledTask, examples: Sequence[Example], train: Train) -> None:
         self.task, self.examples = task, examples
-        self.buckets = LengthBuckets([len(e.tokens) for e in examples], batch=train.batch, seed=train.seed)
+        self.buckets = LengthBuckets([len(e.tokens) for e in examples], batch=train.batch_size, seed=train.seed)
         self.steps_per_epoch = self.buckets.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
@@ -164,12 +167,11 @@ def outputs(
     training, device = network.training, next(network.parameters()).device
     network.eval()
     try:
-        for rows in by_length([len(example.tokens) for example in examples], tokens=_PREDICT_TOKENS):
-            batch = {name: tensor.to(device) for name, tensor in task.collate([examples[r] for r in rows]).items()}
-            with precision():
-                made = answer(network, batch)
-            for row, one in zip(rows, made, strict=True):
-                found[row] = one
+        with precision():  # once: what autocast makes of the weights is kept within
+            for rows in by_length([len(example.tokens) for example in examples], tokens=_PREDICT_TOKENS):
+                batch = {name: tensor.to(device) for name, tensor in task.collate([examples[r] for r in rows]).items()}
+                for row, one in zip(rows, answer(network, batch), strict=True):
+                    found[row] = one
     finally:
         network.train(training)
     return found

@@ -45,6 +45,14 @@ class TokenBytes:
     validation: float
 
 
+Watch = Callable[[float, float], bool]
+"""Told after every validation which share of the run is done and what chooses the best weights (lower is better); whether to stop."""
+
+
+class Stopped(FormaryError):
+    """The caller's `watch` ended the training before its last step."""
+
+
 class Interrupted(FormaryError):
     """Ctrl-C or SIGTERM: what was learned is saved, and the same command goes on from there."""
 
@@ -81,6 +89,7 @@ def train(
     score: Callable[[Network], tuple[str, float]] | None = None,
     sample: Callable[[Network], str] | None = None,
     compiled: bool = False,
+    watch: Watch | None = None,
 ) -> Progress:
     """Train `network` in place until the last step, early stop, or a signal; it ends with the best weights.
 
@@ -95,9 +104,11 @@ def train(
         score: a metric's name and value, higher is better, that chooses the best weights instead of the loss.
         sample: gives a text sample of the network, shown and recorded every `sample_every` steps.
         compiled: run the loss through torch.compile.
+        watch: see `Watch`.
 
     Raises:
         Interrupted: a signal came; a checkpoint was saved first.
+        Stopped: `watch` said so.
         FormaryError: the loss stayed non-finite.
     """
     network.to(runtime.device)
@@ -159,7 +170,7 @@ def train(
                 rate = recent_tokens / recent_seconds
                 values = {
                     "loss": mean,
-                    "lr": factor * settings.optimiser.lr,
+                    "lr": factor * settings.optimiser.peak_lr,
                     "grad_norm": norm,
                     "tokens_per_second": rate,
                 }
@@ -191,6 +202,9 @@ def train(
                         save()
                     else:
                         progress.validations_without_gain += 1
+                    if watch and watch(progress.step / total, badness):
+                        records.close()
+                        raise Stopped(f"stopped at step {progress.step} of {total}")
                 else:
                     progress.best_step = progress.step
             if sample and settings.sample_every and progress.step % settings.sample_every == 0:

@@ -6,7 +6,7 @@ bfloat16 autocast is taken where the processor multiplies it in hardware; on oth
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from formary.errors import FormaryError
+from formary.infer.precision import autocast, fast_precision
 from formary.recipe.schema import Machine
 
 
@@ -27,9 +28,7 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return autocast(self.precision, self.device)
 
 
 def runtime(machine: Machine) -> Runtime:
@@ -45,8 +44,7 @@ def runtime(machine: Machine) -> Runtime:
     kind = "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
     precision = machine.precision
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if kind == "cuda" else cpu_multiplies_bfloat16()
-        precision = "bfloat16" if fast else "float32"
+        precision = fast_precision(kind)
     return Runtime(device=torch.device(kind), precision=precision, threads=threads)
 
 
@@ -54,22 +52,6 @@ def physical_cores() -> int:
     """Cores this process may use; hyper-threads do not count."""
     allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
     return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has bfloat16 products in hardware (AVX-512 BF16, AMX, Arm BF16)."""
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
-
-
-def cpu_flags() -> set[str]:
-    """The processor's feature names as Linux lists them; empty on other systems."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return set()
-    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.lower().startswith(("flags", "features")):
-            return set(line.split(":", 1)[1].split())
-    return set()
 
 
 def cpu_name() -> str:

@@ -149,18 +149,18 @@ def _parts(
         {
             "params": parameters,
             "weight_decay": settings.weight_decay if decays else 0.0,
-            "lr": settings.lr * scale,
+            "lr": settings.peak_lr * scale,
         }
         for (decays, scale), parameters in sorted(rest.items(), key=lambda item: (not item[0][0], -item[0][1]))
     ]
     fused = all(parameter.dtype == torch.float32 for parameter in named.values())
     parts: list[torch.optim.Optimizer] = []
     if groups and settings.name == "sgd":
-        parts.append(torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum))
+        parts.append(torch.optim.SGD(groups, lr=settings.peak_lr, momentum=settings.momentum))
     elif groups and settings.name == "adam":
-        parts.append(torch.optim.Adam(groups, lr=settings.lr, betas=settings.betas, fused=fused))
+        parts.append(torch.optim.Adam(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused))
     elif groups:
-        parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused))
+        parts.append(torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, fused=fused))
     if hidden:
         parts.append(
             Muon(
