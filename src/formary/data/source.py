@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from formary.data.columns import columns_in, filled, is_template
 from formary.data.cutting import lines_of, split_text
 from formary.data.files import (
     CHUNK,
@@ -91,6 +92,9 @@ class Source:
     ) -> None:
         self.columns = dict(columns or {})
         self.documents = documents
+        self._templates = {ours: theirs for ours, theirs in self.columns.items() if is_template(theirs)}
+        for ours, template in self._templates.items():
+            columns_in(template, ours)
         self.encoding = checked_encoding(encoding)
         self.max_rows = max_rows
         self.required = tuple(required)
@@ -222,7 +226,10 @@ class Source:
 
     def _row(self, values: dict[str, Any], origin: str) -> Row:
         values, mapped = values | self._place, {}
+        made = {ours: filled(text, values, ours=ours, origin=origin) for ours, text in self._templates.items()}
         for ours, theirs in self.columns.items():
+            if ours in made:
+                continue
             if theirs in values:
                 if ours != theirs:
                     mapped[ours] = values[theirs]
@@ -234,6 +241,7 @@ class Source:
         if mapped:  # all at once, so that columns can change places
             moved = {self.columns[ours] for ours in mapped}
             values = {name: value for name, value in values.items() if name not in moved} | mapped
+        values |= made
         for column in self.required:
             if column not in values:
                 raise DataError(

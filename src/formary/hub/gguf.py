@@ -87,7 +87,7 @@ class GgufFile:
         self._dequantize = gguf.quants.dequantize
         self.path = path
         try:
-            self._reader = gguf.GGUFReader(path)
+            self._reader = _plain_reader(gguf.GGUFReader)(path)
         except Exception as error:  # a foreign parser on a foreign file: whatever it stumbles over, the file is damaged
             raise CheckpointError(f"{path} is not a whole GGUF file ({error}); download it again") from error
         self.architecture = str(self._field("general.architecture", ""))
@@ -330,6 +330,21 @@ class GgufFile:
         if value is None:
             raise CheckpointError(f"{self.path}: the metadata lack {key}")
         return value
+
+
+def _plain_reader(reader: type[Any]) -> type[Any]:
+    """The library's reader over a plain array: each of the many slices of a memory map costs several times as much."""
+
+    class PlainReader(reader):  # type: ignore[misc]
+        @property
+        def data(self) -> np.ndarray[Any, Any]:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.memmap[Any, Any]) -> None:
+            self._plain: np.ndarray[Any, Any] = np.asarray(mapped)
+
+    return PlainReader
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
