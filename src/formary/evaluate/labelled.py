@@ -159,6 +159,22 @@ def _choice_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -
     return choices.baselines([task.texts(row) for row in rows])
 
 
+def _question_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    return choices.question_metrics([task.question(row) for row in rows], answers, settings=settings, where=where)
+
+
+def _question_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    names = sorted({name for row in rows[:1000] for name in row} - {*task.form.columns, "text"})
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return choices.question_details([task.question(row) for row in rows], answers, columns=columns)
+
+
+def _question_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    return choices.question_baselines([task.question(row) for row in training], [task.question(row) for row in rows])
+
+
 def _suite(module: Measuring) -> Suite:
     """The suite of a module that measures rows as they are."""
     return Suite(
@@ -173,6 +189,7 @@ SUITES: dict[str, Suite] = {
     "tags": _suite(tags),
     "spans": _suite(spans),
     "choices": Suite(_choice_metrics, _choice_details, _choice_baselines),
+    "multiple_choice": Suite(_question_metrics, _question_details, _question_baselines),
     "texts": Suite(_text_metrics, _text_details, _text_baselines),
     "vectors": _suite(vectors),
 }

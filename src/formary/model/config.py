@@ -17,7 +17,7 @@ NormPosition = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
-Head = Literal["linear", "masked", "none", "classify", "tag", "span"]
+Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice"]
 Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit"]
 
 
@@ -136,7 +136,7 @@ class ModelConfig:
     token_types: int = 0
     pooler: bool = False
     next_sentence: bool = False
-    labels: tuple[str, ...] = ()  # of the heads classify and tag; those of span are start and end
+    labels: tuple[str, ...] = ()  # of the heads classify and tag; those of span are start and end, that of choice is itself
     problem: Literal["single", "multi", "regression"] = "single"
     pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence where there is no pooler
     pooler_activation: Literal["tanh", "relu"] = "tanh"
@@ -167,8 +167,8 @@ class ModelConfig:
 
     @property
     def labelled(self) -> bool:
-        """Whether the head scores labels (of the sequence, of each token, of start and end), not words."""
-        return self.head in ("classify", "tag", "span")
+        """Whether the head scores labels (of the sequence, of each token, of start and end, of a choice), not words."""
+        return self.head in ("classify", "tag", "span", "choice")
 
     @property
     def context(self) -> int:

@@ -50,7 +50,7 @@ def with_label_head(
     tokenizer: Tokenizer,
     task: str,
     *,
-    head: Literal["classify", "tag", "span"],
+    head: Literal["classify", "tag", "span", "choice"],
     labels: Sequence[str],
 ) -> ModelConfig:
     """A model's config with a head over labels, read straight from its hidden states.

@@ -25,7 +25,7 @@ from formary.recipe.schema import Recipe
 Batch = dict[str, Tensor]
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
-Answers = Literal["labels", "tags", "spans", "texts", "vectors", "choices"]
+Answers = Literal["labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice"]
 Precision = Callable[[], AbstractContextManager[object]]
 
 

@@ -12,6 +12,7 @@ from formary.tasks.classify import Classify
 from formary.tasks.denoise import Denoise
 from formary.tasks.embed import Embed
 from formary.tasks.masked_lm import MaskedLM
+from formary.tasks.multiple_choice import MultipleChoice
 from formary.tasks.preference import Preference
 from formary.tasks.protocol import LabelledTask, PretrainingTask
 from formary.tasks.tag import Tag
@@ -26,6 +27,7 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "translate": Translate,
     "chat": Chat,
     "preference": Preference,
+    "multiple_choice": MultipleChoice,
 }
 
 

@@ -250,7 +250,9 @@ BERT = Family(
     prefix="bert.",
     outside=("cls.",),
     labels=LabelHeads(
-        "Bert", {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"}, "bert.pooler.dense"
+        "Bert",
+        {"classify": "classifier", "tag": "classifier", "span": "qa_outputs", "choice": "classifier"},
+        "bert.pooler.dense",
     ),
     # Heads on single positions do not read the pooler, yet older checkpoints of them carry it.
     task_heads=("classifier.", "qa_outputs.", "bert.pooler."),
@@ -269,8 +271,9 @@ ROBERTA = Family(
     outside=("lm_head.",),
     labels=LabelHeads(
         "Roberta",
-        {"classify": "classifier.out_proj", "tag": "classifier", "span": "qa_outputs"},
+        {"classify": "classifier.out_proj", "tag": "classifier", "span": "qa_outputs", "choice": "classifier"},
         pooler="classifier.dense",
+        choice_pooler="roberta.pooler.dense",
     ),
     task_heads=("classifier.", "qa_outputs.", "roberta.pooler."),
     copies={
@@ -288,7 +291,7 @@ DISTILBERT = Family(
     outside=("vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
     labels=LabelHeads(
         "DistilBert",
-        {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"},
+        {"classify": "classifier", "tag": "classifier", "span": "qa_outputs", "choice": "classifier"},
         pooler="pre_classifier",
         activation="relu",
     ),

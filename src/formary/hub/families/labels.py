@@ -1,7 +1,7 @@
 """Heads over labels in checkpoints: which kind a checkpoint has, where its weights are, what its labels are called.
 
-transformers' classes For... SequenceClassification, TokenClassification and QuestionAnswering are our classify, tag
-and span. Names and architectures tell them apart; families only say where they keep them.
+transformers' classes For... SequenceClassification, TokenClassification, QuestionAnswering and MultipleChoice are our
+classify, tag, span and choice. Names and architectures tell them apart; families only say where they keep them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any, Literal
 from formary.errors import CheckpointError
 from formary.model.config import ModelConfig
 
-LabelKind = Literal["classify", "tag", "span"]
+LabelKind = Literal["classify", "tag", "span", "choice"]
 
 _CLASSES: dict[LabelKind, str] = {
     "classify": "ForSequenceClassification",
     "tag": "ForTokenClassification",
     "span": "ForQuestionAnswering",
+    "choice": "ForMultipleChoice",
 }
+_POOLED = ("classify", "choice")  # kinds that read one vector for a sequence
 _PROBLEMS: dict[str, Literal["single", "multi", "regression"]] = {
     "single_label_classification": "single",
     "multi_label_classification": "multi",
@@ -36,6 +38,7 @@ class LabelHeads:
         stem: how the names of its classes in transformers begin.
         outputs: {kind: the last layer's name}; a kind that is left out cannot be read or written.
         pooler: the name of the dense layer before a classifier's last one; decoders have none, and no bias there.
+        choice_pooler: that of multiple choice, where it is another one.
         activation: of the pooler.
     """
 
@@ -43,12 +46,13 @@ class LabelHeads:
     outputs: Mapping[LabelKind, str]
     pooler: str | None = None
     activation: Literal["tanh", "relu"] = "tanh"
+    choice_pooler: str | None = None
 
     def place(self, ours: str, config: ModelConfig) -> str | None:
         """Their name for a weight of ours that has to do with a head over labels, else None."""
         places = {"head.output": next((at for kind, at in self.outputs.items() if kind == config.head), None)}
-        if config.head == "classify":
-            places["pooler.dense"] = self.pooler
+        if config.head in _POOLED:
+            places["pooler.dense"] = self._pooler(config.head)
         module, _, last = ours.rpartition(".")
         place = places.get(module)
         return f"{place}.{last}" if place is not None else None
@@ -62,14 +66,15 @@ class LabelHeads:
         kind = self._kind(hf, names)
         if kind is None:
             return config
-        labels = ("start", "end") if kind == "span" else _labels(hf)
+        fixed: dict[str, tuple[str, ...]] = {"span": ("start", "end"), "choice": ("choice",)}
+        labels = fixed.get(kind) or _labels(hf)
         return dataclasses.replace(
             config,
             head=kind,
             head_bias=kind != "classify" or self.pooler is not None,
             labels=labels,
             problem=_problem(hf, labels) if kind == "classify" else "single",
-            pooler=kind == "classify" and self.pooler is not None,
+            pooler=kind in _POOLED and self.pooler is not None,
             pooler_activation=self.activation,
             next_sentence=False,
             tied_embeddings=True,
@@ -81,12 +86,15 @@ class LabelHeads:
         if name is None:
             return {}
         said: dict[str, Any] = {"architectures": [self.stem + name]}
-        if config.head != "span":
+        if config.head in ("classify", "tag"):
             said["id2label"] = {str(number): label for number, label in enumerate(config.labels)}
             said["label2id"] = {label: number for number, label in enumerate(config.labels)}
         if config.head == "classify":
             said["problem_type"] = next(theirs for theirs, ours in _PROBLEMS.items() if ours == config.problem)
         return said
+
+    def _pooler(self, kind: str) -> str | None:
+        return self.choice_pooler if kind == "choice" and self.choice_pooler else self.pooler
 
     def _kind(self, hf: Mapping[str, Any], names: frozenset[str]) -> LabelKind | None:
         """By the class that config.json names; where it names none, by the weights that are there."""
@@ -94,6 +102,7 @@ class LabelHeads:
         classes = hf.get("architectures") or []
         if classes:
             return next((kind for kind in present if any(name.endswith(_CLASSES[kind]) for name in classes)), None)
+        present = [kind for kind in present if kind != "choice"]  # it has the names of another: only its class tells
         if len(present) < 2:
             return next(iter(present), None)
         # A classifier of sequences has a pooler before it or, behind a decoder, no bias; one of tokens the opposite.
