@@ -81,7 +81,7 @@ def _line(task: Any, row: Any, answer: dict[str, Any]) -> str:
     if said is None:
         return json_format.dumps(answer, ensure_ascii=False)
     if isinstance(said, list):
-        tokens = row.get("tokens")
+        tokens = answer.get("tokens", row.get("tokens"))
         said = " ".join(f"{t}/{tag}" for t, tag in zip(tokens, said)) if tokens else ", ".join(said)
     elif isinstance(said, float):
         said = f"{said:.4g}"
