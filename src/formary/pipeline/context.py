@@ -14,6 +14,7 @@ from formary.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from formary.data.shards import TokenShards
+    from formary.train.loop import Watch
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,6 +30,7 @@ class Context:
     console: Console
     keys: dict[str, str]  # stage -> hash of everything its result depends on
     times: dict[str, float]  # stage -> seconds it took
+    watch: Watch | None = None  # is told of every validation, and may stop the training
 
     @property
     def documents(self) -> Path:

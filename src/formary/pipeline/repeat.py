@@ -121,7 +121,7 @@ def cross_validate(
 
 def share_data(first: Path, place: Path) -> None:
     """Give a run folder another one's finished data stages, without a second copy where the disk allows."""
-    done = _json(first / "stages.json")
+    done = _json(first / "stages.json") if (first / "stages.json").exists() else {}
     shutil.copytree(first / "data", place / "data", copy_function=_linked, dirs_exist_ok=True)
     durable.write_json(place / "stages.json", {name: done[name] for name in _DATA_STAGES if name in done})
 

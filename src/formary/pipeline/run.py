@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
@@ -24,6 +24,9 @@ from formary.model.presets import preset
 from formary.pipeline.context import Context, existing
 from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, bundled, read, to_yaml
+
+if TYPE_CHECKING:
+    from formary.train.loop import Watch
 
 _DONE = "stages.json"
 _FINGERPRINTS = "data/fingerprints.json"
@@ -49,6 +52,7 @@ def run(
     folder: Path | None = None,
     until: str = "report",
     console: Console | None = None,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Execute a recipe up to the stage `until`; "prepare" stands for all that comes before training.
 
@@ -58,6 +62,7 @@ def run(
         base: where the recipe's relative paths count from; the recipe's own folder, or the current one for a Recipe.
         folder: the run folder; the recipe's run_folder or runs/NAME when left out.
         console: where to speak; the terminal when left out.
+        watch: is told of every validation, and may stop the training, as `train.loop.train` says.
 
     Raises:
         FormaryError: something the user can mend. The stages before it are kept.
@@ -79,7 +84,7 @@ def run(
     stages = stages_of(recipe)
     names = [stage.name for stage in stages]
     wanted = stages[: names.index("train") if until == "prepare" else names.index(until) + 1]
-    with _owned(folder) as log:
+    with owned(folder) as log:
         speak = _Tee(console, log)
         done = _read_done(folder)
         waiting = [stage for stage in wanted if not _is_done(stage, keys, done, folder)]
@@ -93,7 +98,7 @@ def run(
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
         for stage in waiting:
             times = {name: entry["seconds"] for name, entry in done.items()}
-            _execute(stage, Context(recipe, tuple(called), base, folder, speak, keys, times), done)
+            _execute(stage, Context(recipe, tuple(called), base, folder, speak, keys, times, watch), done)
     return RunResult(
         folder=folder,
         model=folder / "model",
@@ -204,7 +209,7 @@ class _Tee(Console):
 
 
 @contextmanager
-def _owned(folder: Path) -> Iterator[TextIO]:
+def owned(folder: Path) -> Iterator[TextIO]:
     """The run folder's log, while no other process runs in it; leftovers of a killed run are removed.
 
     Raises:
