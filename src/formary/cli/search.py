@@ -34,7 +34,7 @@ def search(
 
     What is tried stands in the recipe:
 
-      search: {space: {train.optimiser.lr: {log: [1e-5, 1e-3]}, train.batch: [16, 32]}, trials: 20}
+      search: {space: {train.optimiser.lr: {log: [1e-5, 1e-3]}}, trials: 20}
 
     Without it: the learning rate, batch size and epochs around the recipe's. The result is best.yaml, a recipe for
     `formary run`. A stopped search goes on with the same command.
