@@ -129,9 +129,10 @@ def _machine() -> dict[str, Any]:
     if _installed("torch") and _installed("psutil"):
         import psutil
 
+        from formary.infer.precision import cpu_flags
         from formary.train import machine
 
-        flags = machine.cpu_flags()
+        flags = cpu_flags()
         memory, limit = psutil.virtual_memory(), _memory_limit()
         facts |= {
             "cpu": machine.cpu_name(),

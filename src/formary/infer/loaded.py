@@ -19,6 +19,7 @@ from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError, nearest
 from formary.infer.beam import Hypothesis, beam_search
 from formary.infer.engine import Engine, Event, Finish, Request
+from formary.infer.precision import autocast
 from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
@@ -270,11 +271,15 @@ class Model:
             for row_ids, row_values in zip(ids.tolist(), values.tolist())
         ]
 
-    def predict(self, inputs: Sequence[str | Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    def predict(
+        self, inputs: Sequence[str | Mapping[str, Any]], *, precision: str = "auto", **options: Any
+    ) -> list[dict[str, Any]]:
         """The answers of a model with a task's head: labels, tags, spans, translations, vectors.
 
         Args:
             inputs: texts, or rows with the task's columns (`text`, `tokens`, `question` and `context`, `source`, ...).
+            precision: "float32", "bfloat16", or "auto": bfloat16 where the processor is faster at it, but float32 for
+                vectors. Texts are written in the precision of the weights.
             options: of the task; for tasks that write those of `generate`, such as `beams`.
 
         Returns:
@@ -289,7 +294,10 @@ class Model:
         if isinstance(inputs, str | Mapping):
             raise RequestError("inputs: pass a list of texts or rows, such as [text]")
         rows = [{task.asks[0]: value} if isinstance(value, str) else value for value in inputs]
-        return answers(task, self.network, rows, **options)
+        if precision == "auto" and task.answers == "vectors":
+            precision = "float32"
+        device = next(self.network.parameters()).device
+        return answers(task, self.network, rows, precision=partial(autocast, precision, device), **options)
 
     @cached_property
     def task(self) -> LabelledTask:
@@ -300,7 +308,7 @@ class Model:
         """
         from formary.tasks.registry import labelled_task
 
-        heads = {"classify": "classify", "tag": "tag", "span": "answer_span"}
+        heads = {"classify": "classify", "tag": "tag", "span": "answer_span", "choice": "multiple_choice"}
         if isinstance(self.network, Encoder) and self.config.image_size is None:
             heads["none"] = "embed"  # a backbone alone, as sentence-transformers keeps it
         name = self.formary.get("task") or heads.get(self.config.head)

@@ -64,9 +64,11 @@ class Block(nn.Module):
         memory: Tensor | None,
         memory_mask: Tensor | None,
         cache: Cache | None,
+        first_only: bool = False,
     ) -> Tensor:
         entry = self.attention_norm(hidden) if self.pre else hidden
-        change = self.attention(entry, mask=mask, causal=causal, rotation=rotation, cache=cache)
+        change = self.attention(entry, mask=mask, causal=causal, rotation=rotation, cache=cache, first_only=first_only)
+        hidden = hidden[:, :1] if first_only else hidden
         hidden = self._add(hidden, change, self.attention_norm)
         if self.has_cross:
             entry = self.cross_norm(hidden) if self.pre else hidden

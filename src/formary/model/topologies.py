@@ -66,19 +66,32 @@ class Encoder(nn.Module):
         # BERT's second objective: does sentence B follow sentence A? Read from the pooled vector; 1 = it follows.
         self.next_sentence = nn.Linear(config.transformer.width, 2) if config.next_sentence else None
 
-    def forward(self, inputs: Tensor, *, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+    @property
+    def reads_first(self) -> bool:
+        """Whether `summary` needs the first position alone."""
+        return self.pooler is not None or self.config.pooling == "first"
+
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        mask: Tensor | None = None,
+        types: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
         """Hidden states (batch, seq, width).
 
         Args:
             inputs: token ids (batch, seq), or pixels (batch, channels, height, width) for an image model.
             mask: True at real tokens, (batch, seq); everything when left out.
             types: token types (batch, seq), BERT's sentence A and B.
+            first_only: give the first position alone, (batch, 1, width), which costs less.
         """
         if isinstance(self.embedder, TextEmbedder):
             vectors = self.embedder(inputs, types=types)
         else:
             vectors = self.embedder(inputs)
-        return self.transformer(vectors, mask=padding_mask(mask))
+        return self.transformer(vectors, mask=padding_mask(mask), first_only=first_only)
 
     def summary(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """One vector for each sequence, (batch, width): the pooler's, else as `config.pooling` says."""

@@ -35,6 +35,7 @@ class Transformer(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: Cache | None = None,
+        first_only: bool = False,
     ) -> Tensor:
         """Hidden states (batch, seq, width) for vectors (batch, seq, width).
 
@@ -45,6 +46,7 @@ class Transformer(nn.Module):
             memory: the encoder's hidden states (batch, memory_seq, width), for cross-attention.
             memory_mask: True where memory may be attended, broadcastable to (batch, heads, seq, memory_seq).
             cache: keys and values of earlier positions; this call's are appended.
+            first_only: give the first position alone, (batch, 1, width), and spare the last block the others.
         """
         seq = vectors.shape[1]
         if positions is None:
@@ -63,6 +65,7 @@ class Transformer(nn.Module):
                 memory=memory,
                 memory_mask=memory_mask,
                 cache=cache,
+                first_only=first_only and block is self.blocks[-1],
             )
         return self.norm(hidden) if self.norm is not None else hidden
 

@@ -186,7 +186,7 @@ class Classify:
     def _logits(self, network: Network, batch: Batch) -> Tensor:
         """(batch, labels) in float32."""
         assert isinstance(network, Encoder | Decoder) and isinstance(network.head, LabelHead)
-        logits: Tensor = network.head(network.summary(hidden_states(network, batch), batch["mask"]))
+        logits: Tensor = network.head(network.summary(hidden_states(network, batch, for_summary=True), batch["mask"]))
         return logits.float()
 
     def _answer(self, shares: list[float]) -> Answer:
