@@ -24,14 +24,14 @@ ROWS = [
 ]
 
 
-def made(*, rows=ROWS, context=64, beta=0.1, start=True):
+def made(*, rows=ROWS, context=64, beta=0.1, smoothing=0.0, start=True):
     recipe = parse(
         f"""
         name: t
         task: preference
         data: {{sources: [x], tokenizer: {{kind: bytes}}}}
         model: {{preset: gpt-mini, start: somewhere}}
-        train: {{batch: 4, context: {context}, objective: {{beta: {beta}}}}}
+        train: {{batch: 4, context: {context}, label_smoothing: {smoothing}, objective: {{beta: {beta}}}}}
         """
     )
     tokenizer = train_tokenizer([""], recipe.data.tokenizer, task=Preference.special_tokens(recipe))
@@ -64,6 +64,20 @@ def test_the_loss_is_that_of_the_paper():
         margin = 0.3 * ((chosen - chosen_start) - (rejected - rejected_start))
         expected += math.log1p(math.exp(-margin))
     assert loss.item() == pytest.approx(expected, rel=1e-4) and int(count) == 3
+
+
+def test_label_smoothing_takes_a_share_of_pairs_for_the_wrong_way_round_while_training():
+    task, start = made(smoothing=0.2)
+    examples = task.examples(ROWS, targets=True)
+    task.remember(start.eval(), examples)
+    batch, swapped = task.collate(examples), task.collate(examples)
+    for name in ("tokens", "targets"):
+        swapped[name], swapped[f"rejected_{name}"] = swapped[f"rejected_{name}"], swapped[name]
+    swapped["reference"] = swapped["reference"].flip(1)
+    other = build(start.config, seed=5).eval()
+    right, wrong = task.loss(other, batch)[0].item(), task.loss(other, swapped)[0].item()
+    assert right != pytest.approx(wrong, rel=1e-3)
+    assert task.loss(other.train(), batch)[0].item() == pytest.approx(0.8 * right + 0.2 * wrong, rel=1e-5)
 
 
 def test_at_the_start_every_pair_costs_log_two():

@@ -236,7 +236,12 @@ class Train(Section):
     schedule: Schedule = Schedule()
     tune: Tune = Tune()
     clip: float | None = Field(1.0, gt=0, description="gradient norm is clipped to this")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each target that is spread over all choices; not for embed, a regression or tags with a CRF",
+    )
     ema: float | None = Field(
         None, gt=0, lt=1, description="keep an exponential average of the weights with this decay"
     )

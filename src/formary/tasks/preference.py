@@ -134,10 +134,16 @@ class Preference:
         self._reference |= {example.target.key: (first, second) for example, (first, second) in zip(examples, said)}
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed over pairs; at the start it is log 2 each."""
+        """Summed over pairs; at the start it is log 2 each.
+
+        While training, label smoothing is the chance that a pair is the wrong way round (Mitchell 2023, conservative DPO).
+        """
         if "reference" not in batch:
             raise FormaryError("preference: remember must see the starting network and every example before the loss")
-        return -F.logsigmoid(self._margins(_both(network, batch), batch)).sum(), torch.tensor(len(batch["tokens"]))
+        margins = self._margins(_both(network, batch), batch)
+        wrong = self.chat.smoothing if network.training else 0.0
+        each = (1 - wrong) * F.logsigmoid(margins) + wrong * F.logsigmoid(-margins)
+        return -each.sum(), torch.tensor(len(batch["tokens"]))
 
     def predict(
         self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
