@@ -243,7 +243,7 @@ def test_only_causal_models_that_write_are_prompted_and_a_template_needs_its_que
     encoder = made().model_config()
     with pytest.raises(RecipeError, match="causal model"):
         MultipleChoice.prompted(encoder, tokenizer)
-    with pytest.raises(RecipeError, match="must hold ."):
+    with pytest.raises(RecipeError, match="must hold"):
         MultipleChoice.prompted(network.config, tokenizer, template="Answer:")
     with pytest.raises(DataError, match="example 1: field 'answer'"):
         MultipleChoice.prompted(network.config, tokenizer, examples=[{"question": "q", "choices": ["a", "b"]}])
