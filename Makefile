@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
 	@echo "make install    the formary command in $(VENV)"
-	@echo "make demo       pretrain, measure and sample a small GPT on real text (minutes on 2 cores)"
+	@echo "make demo       pretrain a small GPT on real text, fine-tune it, measure both, let both answer (minutes on 2 cores)"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the longer tests, on real checkpoints"
 	@echo "make lint       format check, lint, types, import contracts"
@@ -37,6 +37,11 @@ install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@$(BIN)/formary run demo
+	@$(BIN)/formary run demo-tags
+	@echo "the first model writes:"
+	@$(BIN)/formary generate runs/demo/model "It is a truth universally acknowledged, that" --max-tokens 60 --seed 1
+	@echo "the second says the part of speech of every word:"
+	@$(BIN)/formary predict runs/demo-tags/model "She was delighted with the old house , and with everybody in it ."
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "not slow" -n 2
