@@ -354,7 +354,7 @@ class _Trying:
         if best is None:
             reasons = [trial.user_attrs["error"] for trial in rows if "error" in trial.user_attrs]
             raise FormaryError(
-                f"none of {len(rows)} trials could be trained to the end: {(reasons or ['all pruned'])[-1]}"
+                f"no trial could be trained to the end ({len(rows)} tried): {(reasons or ['all pruned'])[-1]}"
             )
         trials = [
             {
