@@ -151,11 +151,9 @@ def evaluate(
     if json:
         print(json_format.dumps(result, ensure_ascii=False))
         return
-    for protocol in dict.fromkeys(metric["protocol"] for metric in result["metrics"]) if "benchmarks" in result else ():
-        for sentence in findings([metric for metric in result["metrics"] if metric["protocol"] == protocol]):
-            _say(sentence)
-    if "benchmarks" not in result:
-        for sentence in findings(result["metrics"]):
+    apart = dict.fromkeys(metric["protocol"] for metric in result["metrics"] if "benchmarks" in result)
+    for protocol in apart or (None,):
+        for sentence in findings([m for m in result["metrics"] if protocol in (None, m["protocol"])]):
             _say(sentence)
     for note in result.get("notes", ()):
         print(f"note: {note}", file=sys.stderr)

@@ -19,14 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from formary.data.source import read
 from formary.errors import DataError, nearest
 from formary.evaluate import bigbench
+from formary.recipe import bundled
+from formary.tasks.multiple_choice import SEPARATOR, TEMPLATE, Normalise
+from formary.tasks.questions import question_of
 
-Normalise = Literal["none", "length", "bytes"]
 TextMetric = Literal["exact_match", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
 Metric = Literal["accuracy", TextMetric]
 Row = dict[str, Any]
 
-TEMPLATE = "Question: {question}\nAnswer:"
-SEPARATOR = "\n\n"
 _SEED = 0  # of the choice of examples: the same questions are asked at every reading
 _MAX_TOKENS = 64
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -124,6 +124,23 @@ def is_benchmark(path: str | Path) -> bool:
     return path.suffix in (".yaml", ".yml") or bigbench.is_task(path)
 
 
+def find(reference: str) -> Path | None:
+    """The file of a benchmark: itself, or the ready one of this name; None where there is neither."""
+    path = Path(reference)
+    if path.exists() or path.suffix:
+        return path if is_benchmark(path) else None
+    return ready().get(reference)
+
+
+def ready() -> dict[str, Path]:
+    """The benchmarks that come with Formary, by name."""
+    found: dict[str, Path] = {}
+    for folder in bundled.folders():
+        for path in sorted((folder / "benchmarks").glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
 def load(path: str | Path) -> list[Benchmark]:
     """The benchmark of a YAML file; of a BIG-bench task one for each way it is scored, and for each subtask.
 
@@ -193,28 +210,6 @@ def filled(template: str, row: Mapping[str, Any], where: str) -> str:
         return _CHOICES(map(str, given)) if isinstance(given, list) else str(given)
 
     return _PLACE.sub(value, template)
-
-
-def answer_index(answer: Any, choices: Sequence[str], where: str) -> int | list[float]:
-    """An answer as a choice's index, or as a score for each choice.
-
-    Raises:
-        DataError: it is none of the choices.
-    """
-    if isinstance(answer, list):
-        if len(answer) != len(choices) or not all(isinstance(s, int | float) for s in answer):
-            raise DataError(f"{where}: field 'answer' holds {len(answer)} scores for {len(choices)} choices")
-        if max(answer) <= 0:
-            raise DataError(f"{where}: field 'answer' gives no choice a score above 0")
-        best = [number for number, score in enumerate(answer) if score > 0]
-        return best[0] if len(best) == 1 and answer[best[0]] == 1 else [float(score) for score in answer]
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        if 0 <= answer < len(choices):
-            return answer
-        raise DataError(f"{where}: field 'answer' is {answer}; there are choices 0 to {len(choices) - 1}")
-    if answer in choices:
-        return list(choices).index(answer)
-    raise DataError(f"{where}: field 'answer' is {answer!r:.60}, which is none of the choices")
 
 
 # From here on: one YAML file ------------------------------------------------------------------------------------------
@@ -334,7 +329,7 @@ def _rows(path: Path, file: BenchmarkFile, named: str, field: str) -> tuple[Row,
                 "choices": file.choices or values[names.choices],
                 "answer": values.get(names.answer),
             }
-            found.append(_choice_row(values, file.template, row.origin, named=names))
+            found.append(_choice_row(values, file.template, row.origin))
         elif names.target in values:
             targets = values[names.target]
             targets = targets if isinstance(targets, list) else [targets]
@@ -351,17 +346,13 @@ def _rows(path: Path, file: BenchmarkFile, named: str, field: str) -> tuple[Row,
     return tuple(found)
 
 
-def _choice_row(values: Mapping[str, Any], template: str, where: str, *, named: Columns | None = None) -> Row:
-    named = named or Columns()
-    choices = values["choices"]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise DataError(f"{where}: field '{named.choices}' must be a list of two or more texts")
-    if values.get("answer") is None:
-        raise DataError(f"{where}: field '{named.answer}' is missing; it is the index of a choice, its text, or scores")
-    if not isinstance(values.get("question"), str):
-        raise DataError(f"{where}: field '{named.question}' must be a text")
+def _choice_row(values: Mapping[str, Any], template: str, where: str) -> Row:
+    try:
+        question = question_of(values, where, solved=True)
+    except DataError as error:
+        raise DataError(str(error).replace("data.columns", "columns")) from None
     return {
         "question": filled(template, values, where),
-        "choices": choices,
-        "answer": answer_index(values["answer"], choices, where.replace("'answer'", f"'{named.answer}'")),
+        "choices": list(question.choices),
+        "answer": values["answer"],
     }

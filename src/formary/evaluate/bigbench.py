@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from formary.errors import DataError
+from formary.tasks.questions import question_of
 
 _CHOICE_METRICS = {
     "multiple_choice_grade",
@@ -131,12 +132,11 @@ def _choices(path: Path, number: int, example: dict[str, Any], prompt: str) -> d
     place = f"{path} example {number + 1}"
     if not isinstance(scores, dict) or not scores:
         raise DataError(f"{place}: field 'target_scores' must be an object of choices and their scores")
-    values = list(scores.values())
-    if not all(isinstance(score, int | float) for score in values) or max(values) <= 0:
-        raise DataError(f"{place}: field 'target_scores' gives no choice a score above 0")
-    right = [place for place, score in enumerate(values) if score > 0]
-    answer = right[0] if len(right) == 1 and values[right[0]] == 1 else [float(score) for score in values]
-    return {"question": prompt, "choices": list(scores), "answer": answer}
+    row: dict[str, Any] = {"question": prompt, "choices": list(scores), "answer": list(scores.values())}
+    right = question_of(row, place, solved=True).right
+    if row["answer"] == [float(n in right) for n in range(len(scores))] and len(right) == 1:
+        row["answer"] = right[0]
+    return row
 
 
 def _targets(path: Path, number: int, example: dict[str, Any], prompt: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from formary.tasks.likelihood import likelihoods
 try:
     _harness: Any = import_module("lm_eval.api.model")
     _windows: Any = import_module("lm_eval.utils")
-    _registry: Any = import_module("lm_eval.api.registry")
 except ImportError as error:
     raise MissingExtra("lm-eval", "lm-evaluation-harness: lm_eval") from error
 
@@ -32,8 +31,7 @@ class FormaryLM(_harness.TemplateLM):  # type: ignore[misc]
     """A Formary model as the harness sees one.
 
     Args:
-        model: a loaded model, or what `formary.load` takes. The harness's command line names it
-            `--model formary --model_args model=PATH` once this module is imported.
+        model: a loaded model, or what `formary.load` takes.
 
     Raises:
         RequestError: not a causal model that writes.
@@ -143,6 +141,3 @@ class FormaryLM(_harness.TemplateLM):  # type: ignore[misc]
         for (key, _, _), one in zip(requests, found):
             self.cache_hook.add_partial("loglikelihood", key, one)
         return found  # type: ignore[return-value]
-
-
-_registry.register_model("formary")(FormaryLM)

@@ -1,4 +1,4 @@
-"""Measures models without a recipe or a run folder: causal models on texts, models with a task's head on rows."""
+"""Measures models without a recipe or a run folder: causal models on texts and benchmarks, models with a task on rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from formary import durable
 from formary.data.shards import TokenShards, write_tokens
 from formary.data.source import read
 from formary.errors import FormaryError
+from formary.evaluate import benchmark, few_shot
+from formary.evaluate.benchmark import Benchmark
 from formary.evaluate.labelled import suite_of
 from formary.evaluate.language_model import causal_metrics
 from formary.infer.answers import answers
@@ -31,13 +33,20 @@ def measure(
     documents: str = "file",
     stride: int | None = None,
     max_tokens: int | None = None,
+    shots: int | None = None,
+    examples: str | None = None,
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte of `model` on `data` (files, folders, globs), with 95 % intervals.
+
+    Models with a task are measured on rows; benchmarks, and rows with `shots`, are asked of a causal model.
 
     Raises:
         FormaryError: not a causal model, or the data cannot be read.
     """
+    asked = asked_of(data, shots=shots, examples=examples)
     loaded = load(model)
+    if asked:
+        return measure_benchmarks(loaded, model, asked)
     if answers_rows(loaded):
         return measure_rows(loaded, model, data)
     if not isinstance(loaded.network, Decoder):
@@ -58,6 +67,48 @@ def measure(
     return {"model": model, "documents": shards.documents, "metrics": metrics}
 
 
+def asked_of(data: Sequence[str], *, shots: int | None = None, examples: str | None = None) -> list[Benchmark]:
+    """The benchmarks in `data` (files, or names of ready ones), and files of rows when there are shots; else none.
+
+    Args:
+        shots: solved examples before each question; a benchmark's own number where None.
+        examples: rows to take them from; where None they are set aside from the rows asked.
+
+    Raises:
+        FormaryError: a mixture of benchmarks and other files, or rows that cannot be asked.
+    """
+    found = [benchmark.find(source) for source in data]
+    if any(found):
+        other = next((source for source, path in zip(data, found) if path is None), None)
+        if other is not None:
+            raise FormaryError(f"{other}: is no benchmark; measure benchmarks and other files in two commands")
+        if examples is not None:
+            raise FormaryError("--examples belongs to rows; a benchmark file names its own examples")
+        return [one.with_shots(shots) for path in found if path for one in benchmark.load(path)]
+    if shots is None:
+        if examples is not None:
+            raise FormaryError("--examples needs --shots, the number of examples to show before each question")
+        return []
+    known = _table(examples) if examples else []
+    return [benchmark.rows_as_benchmark(Path(s).name, _table(s), known).with_shots(shots) for s in data]
+
+
+def measure_benchmarks(loaded: Model, model: str, asked: Sequence[Benchmark]) -> dict[str, Any]:
+    """The metrics of a causal model on benchmarks, with 95 % intervals, beside chance and the most frequent answer."""
+    measured = [few_shot.measured(loaded, one, settings=Evaluate()) for one in asked]
+    metrics = [metric for one in measured for metric in one["metrics"]]
+    notes = list(dict.fromkeys(note for one in measured for note in one["notes"]))
+    described = [{name: one[name] for name in ("name", "licence", "rows", "shots")} for one in measured]
+    return {"model": model, "benchmarks": described, "metrics": metrics, "notes": notes}
+
+
+def _table(source: str) -> list[dict[str, Any]]:
+    """The rows of a file, whatever their columns."""
+    if not Path(source).exists():
+        raise FormaryError(f"{source}: there is no such file of rows; ready benchmarks: {', '.join(benchmark.ready())}")
+    return [row.values for row in read([source], documents="line", required=())]
+
+
 def answers_rows(loaded: Model) -> bool:
     """Whether a model has a labelled task, so that it is measured on rows with answers."""
     task = loaded.formary.get("task")
@@ -67,8 +118,8 @@ def answers_rows(loaded: Model) -> bool:
 def measure_rows(loaded: Model, model: str, data: Sequence[str]) -> dict[str, Any]:
     """The metrics of a model's own task on rows with the right answers, with 95 % intervals."""
     rows = [row for source in data for row in rows_for(loaded.task, source, columns={}, answers=True)]
-    metrics = _metrics({"model": loaded}, rows)
-    return {"model": model, "rows": len(rows), "metrics": metrics, "notes": loaded.task.notes()}
+    metrics, notes = _metrics({"model": loaded}, rows)
+    return {"model": model, "rows": len(rows), "metrics": metrics, "notes": notes}
 
 
 def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -83,20 +134,25 @@ def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str]
             f"{model_a} is for task {a.task.name} and {model_b} for {b.task.name}: they cannot be compared"
         )
     rows = rows_for(a.task, data, columns=columns or {}, answers=True)
-    metrics = _metrics({"model": a, "B": b}, rows)
+    metrics, _ = _metrics({"model": a, "B": b}, rows)
     verdict = metrics[0]["verdicts"]["B"]
     said = {"better": "A is better", "worse": "B is better", "cannot tell": "cannot tell which is better"}[verdict]
     return {"a": model_a, "b": model_b, "rows": len(rows), "verdict": said, "metrics": metrics}
 
 
-def _metrics(models: Mapping[str, Model], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The metrics of models of one task on the same rows; the one called "model" is judged."""
-    task, settled = models["model"].task, runtime(Machine())
-    task.examples(rows, targets=True)  # every row must have its answer, and the unseen labels are counted
+def _metrics(models: Mapping[str, Model], rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The metrics of models of one task on the same rows, the one called "model" is judged; and notes on the rows."""
+    judged, settled = models["model"], runtime(Machine())
+    task = judged.task
+    # Rows are checked, and labels counted that the model does not know, by a task of their own: the one that answers
+    # reads the rows again, and would tell of each twice.
+    checking = type(task).of_model(judged.config, judged.tokenizer, judged.formary.get("settings", {}))
+    checking.examples(rows, targets=True)
     by_model = {
         name: answers(model.task, model.network, rows, precision=settled.autocast) for name, model in models.items()
     }
-    return suite_of(task).metrics(task, rows, by_model, Evaluate(baselines=False), f"given rows, {len(rows):,} rows")
+    where = f"given rows, {len(rows):,} rows"
+    return suite_of(task).metrics(task, rows, by_model, Evaluate(baselines=False), where), checking.notes()
 
 
 def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answers: bool) -> list[dict[str, Any]]:
