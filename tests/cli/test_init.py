@@ -191,3 +191,54 @@ def test_what_was_seen_comes_as_json(here):
     (here / "tale.txt").write_text(ENGLISH * 50)
     found = json.loads(formary("tale.txt", "--json").stdout)
     assert found["task"] == "causal_lm" and found["parameters"] > 0 and found["saw"]
+
+
+def test_preferences_get_a_first_recipe_that_trains_a_model_to_start_from(here):
+    rows = [
+        {"prompt": f"What of {i}?", "chosen": f"A long and good answer, {i}.", "rejected": f"Nothing at all {i}"}
+        for i in range(80)
+    ]
+    write_rows(here / "pairs.jsonl", rows)
+    result = formary("pairs.jsonl")
+    assert result.exit_code == 0 and "pairs-chat.yaml, which is run first" in result.output
+    first, second = read(here / "pairs-chat.yaml"), read(here / "recipe.yaml")
+    assert (first.task, second.task, second.model.start) == ("chat", "preference", "recipe:pairs-chat.yaml")
+    assert first.data.columns == {"response": "chosen"}
+    assert first.data.split == second.data.split and first.data.split.group == "prompt"
+    assert formary("pairs.jsonl", "--out", "other.yaml").exit_code == 2  # pairs-chat.yaml is there
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [(("instruction", "output"), {}), (("Prompt", "Response"), {"prompt": "Prompt", "response": "Response"})],
+)
+def test_instructions_with_answers_are_conversations(here, names, columns):
+    write_rows(here / "asked.jsonl", [dict(zip(names, (f"Say it {i}.", f"It is said, {i}."))) for i in range(60)])
+    formary("asked.jsonl")
+    recipe = read(here / "recipe.yaml")
+    assert recipe.task == "chat" and recipe.data.columns == columns
+
+
+@pytest.mark.parametrize(("titles", "group"), [(30, "title"), (3, "context")])
+def test_no_article_or_context_with_questions_is_in_two_splits(here, titles, group):
+    rows = [
+        {
+            "title": f"T{i % titles}",
+            "question": f"Which river is number {i}?",
+            "context": f"River {i} flows.",
+            "answers": {"text": ["River"], "answer_start": [0]},
+        }
+        for i in range(120)
+    ]
+    write_rows(here / "questions.jsonl", rows)
+    formary("questions.jsonl")
+    assert read(here / "recipe.yaml").data.split.group == group
+
+
+@pytest.mark.parametrize("names", [("文本", "标签"), ("评论", "情感"), ("Content", "Sentiment")])
+def test_columns_are_known_in_chinese_and_in_capitals(here, names):
+    rows = [dict(zip(names, (f"第{i}本书写得很好，值得一读。", ("好", "差")[i % 2]))) for i in range(60)]
+    write_rows(here / "rows.jsonl", rows)
+    formary("rows.jsonl")
+    recipe = read(here / "recipe.yaml")
+    assert recipe.task == "classify" and recipe.data.columns == {"text": names[0], "label": names[1]}

@@ -62,8 +62,13 @@ def init(
         gflops=gflops,
         chinese_words=importlib.util.find_spec("jieba") is not None,
     )
-    parse(found.recipe, name=str(out))  # what is written must be accepted by `formary run`
-    durable.write_text(out, found.recipe)
+    texts = {out.with_name(file): recipe for file, recipe in found.before} | {out: found.recipe}
+    for path, recipe in texts.items():
+        if path.exists() and not force:
+            raise RecipeError(f"{path} is already there; move it away, or overwrite it with --force")
+        parse(recipe, name=str(path))  # what is written must be accepted by `formary run`
+    for path, recipe in texts.items():
+        durable.write_text(path, recipe)
     if as_json:
         facts: dict[str, Any] = {"recipe": str(out), "task": found.task, "saw": list(found.saw)}
         print(json.dumps(facts | {"parameters": found.parameters, "seconds": round(found.seconds)}, ensure_ascii=False))
@@ -71,6 +76,8 @@ def init(
     print("saw:")
     for sentence in found.saw:
         print(f"  {sentence}")
+    for file, _ in found.before:
+        print(f"\nwrote {out.with_name(file)}, which is run first", end="")
     minutes = f"{found.seconds / 60:.0f} minutes" if found.seconds >= 90 else f"{found.seconds:.0f} seconds"
     print(
         f"\nwrote {out}: {found.task}, about {found.parameters / 1e6:.1f} million parameters, roughly {minutes} of training"

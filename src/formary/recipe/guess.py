@@ -72,6 +72,7 @@ class Guess:
     saw: tuple[str, ...]  # sentences about the data
     parameters: int
     seconds: float  # of training, roughly
+    before: tuple[tuple[str, str], ...] = ()  # (file name, recipe) of those whose models it starts from
 
 
 class Choice(NamedTuple):

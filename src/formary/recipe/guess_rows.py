@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from formary.recipe.guess import (
@@ -39,18 +39,29 @@ _TAGS = ("tags", "ner_tags", "pos_tags", "labels", "upos", "xpos")
 _LABELS = (
     "label", "labels", "class", "category", "sentiment", "target", "intent", "topic", "polarity", "recommended",
     "rating", "stars", "score", "y", "is_spam", "spam", "emotion", "language",
+    "标签", "类别", "分类", "情感", "标注", "评分",
 )  # fmt: skip
-_TEXTS = ("text", "sentence", "content", "body", "review", "message", "comment", "question", "document", "tweet")
-_SECOND = ("text_pair", "subject", "title", "headline")
+_TEXTS = (
+    "text", "sentence", "content", "body", "review", "message", "comment", "question", "document", "tweet",
+    "文本", "内容", "评论", "正文", "句子",
+)  # fmt: skip
+_SECOND = ("text_pair", "subject", "title", "headline", "标题")
 _PAIRS = (
     ("source", "target"), ("input", "output"), ("article", "summary"), ("article", "highlights"),
     ("document", "summary"), ("text", "summary"), ("dialogue", "summary"), ("body", "headline"), ("src", "tgt"),
-    ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
+    ("原文", "译文"), ("正文", "摘要"), ("正文", "标题"),
 )  # fmt: skip
+_INSTRUCTIONS = (
+    ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
+    ("question", "answer"),
+)  # fmt: skip
+_BESIDE = ("system", "input", "context")  # what an instruction may come with
+_GROUPS = ("title", "article", "document_id", "doc_id")
 _SENTENCES = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("text1", "text2"), ("question1", "question2"))
 _LANGUAGE = re.compile(r"^(en|zh|fr|de|es|it|ja|ko|ru|pt|nl|ar|cs|pl|sv|fi|tr|uk|vi|hi|da|el|ro|hu)([_-]\w+)?$")
+_FEWEST_GROUPS = 20  # fewer cannot be split by shares
 _EPOCHS = ((2_000, 10), (20_000, 4), (None, 2))
-_PRESETS = {"translate": "seq2seq-mini", "chat": "gpt-mini", "preference": "gpt-mini"}
+_PRESETS = {"translate": "seq2seq-mini", "chat": "gpt-mini"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,8 @@ class _Found:
     task: str
     columns: dict[str, str]  # ours: theirs
     why: str
-    extra: dict[str, Any] | None = None
+    group: Choice | None = None  # the column whose equal values stay together
+    start: Choice | None = None  # what model.start has to be
 
 
 def guess_rows(sample: Sample, *, name: str, task: str | None = None, gflops: float = 50.0) -> Guess | None:
@@ -69,10 +81,22 @@ def guess_rows(sample: Sample, *, name: str, task: str | None = None, gflops: fl
     Args:
         task: only this task; any when left out.
     """
-    rules = (_tagged, _questions, _messages, _preferences, _anchors, _sentence_pairs, _text_pairs, _labelled)
+    rules = (
+        _tagged,
+        _questions,
+        _messages,
+        _preferences,
+        _instructions,
+        _anchors,
+        _sentence_pairs,
+        _text_pairs,
+        _labelled,
+    )
     if sample.kind == "text" or _first(sample.rows, ("choices",)):  # multiple choice is measured, not trained
         return None
     found = next((one for rule in rules if (one := rule(sample.rows)) and task in (None, one.task)), None)
+    if found and found.task == "preference":
+        return _after_chat(sample, found, name, gflops)
     return _written(sample, found, name, gflops) if found else None
 
 
@@ -92,7 +116,13 @@ def _questions(rows: Rows) -> _Found | None:
     if not (question and context and answers) or not isinstance(rows[0].get(answers), dict | list):
         return None
     columns = {"question": question, "context": context, "answers": answers}
-    return _Found("answer_span", columns, "each row has a question, a context and answers in it")
+    title = _first(rows, _GROUPS)
+    group = (
+        Choice(title, f"no {title} in two splits")
+        if title and len({str(row.get(title)) for row in rows}) >= _FEWEST_GROUPS
+        else Choice("context", "no context in two splits")
+    )
+    return _Found("answer_span", columns, "each row has a question, a context and answers in it", group)
 
 
 def _messages(rows: Rows) -> _Found | None:
@@ -109,6 +139,15 @@ def _preferences(rows: Rows) -> _Found | None:
     prompt = _first(rows, ("prompt", "question", "instruction")) or "prompt"
     columns = {"prompt": prompt, "chosen": "chosen", "rejected": "rejected"}
     return _Found("preference", columns, "each row has a chosen and a rejected answer")
+
+
+def _instructions(rows: Rows) -> _Found | None:
+    names = {name.lower(): name for name in names_of(rows[:20])}
+    for asked, answered in _INSTRUCTIONS:
+        if asked in names and answered in names and all(_text(rows, names[name]) for name in (asked, answered)):
+            columns = {name: names[name] for name in (asked, answered, *_BESIDE) if name in names}
+            return _Found("chat", columns, f"each row is one turn of a talk: {names[asked]}, then {names[answered]}")
+    return None
 
 
 def _anchors(rows: Rows) -> _Found | None:
@@ -166,6 +205,20 @@ def _labelled(rows: Rows) -> _Found | None:
 # Writing the recipe ---------------------------------------------------------------------------------------------------
 
 
+def _after_chat(sample: Sample, found: _Found, name: str, gflops: float) -> Guess:
+    """Preferences change a model that writes already: a first recipe trains one on the chosen answers."""
+    prompt = found.columns["prompt"]
+    group = Choice(prompt, "no prompt in two splits, and the same split in both recipes")
+    why = f"the {prompt} and the chosen answer are a talk; `{name}` starts from the model that learns it"
+    chat = _Found("chat", {"prompt": prompt, "response": "chosen"}, why, group)
+    before = _written(sample, chat, f"{name}-chat", gflops)
+    file = f"{name}-chat.yaml"
+    start = Choice(f"recipe:{file}", "this recipe runs first; a model folder or another model that writes will do too")
+    after = _written(sample, replace(found, group=group, start=start), name, gflops)
+    parameters, seconds = before.parameters, before.seconds + after.seconds
+    return replace(after, before=((file, before.recipe),), parameters=parameters, seconds=seconds)
+
+
 def _written(sample: Sample, found: _Found, name: str, gflops: float) -> Guess:
     texts = [" ".join(_strings([row.get(theirs) for theirs in found.columns.values()])) for row in sample.rows]
     seen = look(texts, sample.share, files=sample.files, cut="row")
@@ -197,26 +250,22 @@ def _written(sample: Sample, found: _Found, name: str, gflops: float) -> Guess:
         lines.add(
             2, part, 0.0 if getattr(sample, part) else share, "share of the rows; a row stays where it is as data grows"
         )
-    lines.section("tokenizer", 1)
-    for place, (setting, value) in enumerate(tokenizer.value.items()):
-        lines.add(2, setting, value, "" if place else tokenizer.why)
-    lines.section("model")
-    lines.comment("A pretrained model learns far more from few rows: give its folder as model.start and leave out")
-    lines.comment("data.tokenizer, model.preset and model.size, with train.optimiser.lr near 1e-4.")
-    lines.add(
-        1,
-        "preset",
-        _PRESETS.get(found.task, "bert-mini"),
-        f"about {parameters / 1e6:.1f} million parameters, from scratch",
-    )
-    lines.add(1, "size", size, f"layers x width, for about {rounded(seen.count)} rows")
-    lines.add(1, "switches", {"dropout": 0.1}, "rows are few, so some forgetting helps")
+    if found.group:
+        lines.add(2, "group", *found.group)
+    if found.start:
+        lines.section("model")
+        lines.add(1, "start", *found.start)
+    else:
+        _write_model(lines, found, tokenizer, parameters, size, seen.count)
     lines.section("train")
     lines.add(1, "epochs", epochs, f"passes over the rows; roughly {duration(seconds)} here")
     lines.add(1, "batch", 32, "rows per step, of like length")
     lines.add(1, "context", *context)
     lines.section("optimiser", 1)
-    lines.add(2, "lr", 0.0005, "peak rate, for a model from scratch")
+    if found.start:
+        lines.add(2, "lr", 0.0001, "peak rate, gentle with what the model has learned")
+    else:
+        lines.add(2, "lr", 0.0005, "peak rate, for a model from scratch")
     lines.section("schedule", 1)
     lines.add(2, "warmup", 0.1, "share of the run")
     lines.add(2, "final", 0.0, "to nothing")
@@ -230,12 +279,29 @@ def _written(sample: Sample, found: _Found, name: str, gflops: float) -> Guess:
     return Guess(lines.text(), found.task, tuple(saw), parameters, seconds)
 
 
+def _write_model(lines: Lines, found: _Found, tokenizer: Choice, parameters: float, size: str, rows: float) -> None:
+    lines.section("tokenizer", 1)
+    for place, (setting, value) in enumerate(tokenizer.value.items()):
+        lines.add(2, setting, value, "" if place else tokenizer.why)
+    lines.section("model")
+    lines.comment("A pretrained model learns far more from few rows: give its folder as model.start and leave out")
+    lines.comment("data.tokenizer, model.preset and model.size, with train.optimiser.lr near 1e-4.")
+    lines.add(
+        1,
+        "preset",
+        _PRESETS.get(found.task, "bert-mini"),
+        f"about {parameters / 1e6:.1f} million parameters, from scratch",
+    )
+    lines.add(1, "size", size, f"layers x width, for about {rounded(rows)} rows")
+    lines.add(1, "switches", {"dropout": 0.1}, "rows are few, so some forgetting helps")
+
+
 def _context(texts: Sequence[str], mean_tokens: float) -> Choice:
-    """Tokens of nearly all rows, up to 256, in steps of 32."""
+    """Tokens of nearly all rows, up to 384, in steps of 32."""
     lengths = sorted(map(len, texts))
     share = mean_tokens / max(1.0, sum(lengths) / len(lengths))
     needed = int(lengths[int(0.95 * (len(lengths) - 1))] * share) + 8
-    context = min(256, max(32, -(-needed // 32) * 32))
+    context = min(384, max(32, -(-needed // 32) * 32))
     return Choice(
         context, "tokens per row, enough for 19 of 20" if context >= needed else "tokens per row; longer ones are cut"
     )
