@@ -148,7 +148,7 @@ class Finetuning:
             )
             trainer.train()
             model.save_pretrained(made)
-            return clock.seconds, formary.load(made).network
+            return clock.seconds, checkpoint.load(made).network
 
     def _mails(self, name: str) -> list[Example]:
         with gzip.open(ROOT / f"recipes/data/{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
