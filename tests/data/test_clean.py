@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from formary.data import clean, pii
 from formary.data.clean import Cleaner, repair, repetition, without_control_characters
+from formary.data.records import RowForm
 from formary.data.source import Row
-from formary.errors import MissingExtra, RecipeError
+from formary.errors import DataError, MissingExtra, RecipeError
 from formary.recipe import schema
 
 quick = settings(max_examples=100, deadline=None)
@@ -204,3 +205,14 @@ def test_cleaning_streams() -> None:
     rows = cleaner.clean(Row({"text": f"row {number}"}, "") for number in range(10**9))
     assert [next(rows).values["text"] for _ in range(3)] == ["row 0", "row 1", "row 2"]
     assert cleaner.rows_in == 3
+
+
+def test_rows_without_the_telling_columns_are_another_tasks_and_counted() -> None:
+    form = RowForm(columns=("text", "choices"), telling=("choices",))
+    assert form.required == ("text",)
+    rows = [Row({"text": "a", "choices": ["x"]}, "line 1"), Row({"text": "b"}, "line 2")]
+    cleaner = Cleaner(schema.Clean(), form)
+    assert [row.values["text"] for row in cleaner.clean(rows)] == ["a"]
+    assert cleaner.story[0].step == "rows of another task" and cleaner.story[0].dropped == 1
+    with pytest.raises(DataError, match=r"none of the 1 rows has the columns choices \(line 2: b\)"):
+        list(Cleaner(schema.Clean(), form).clean(rows[1:]))

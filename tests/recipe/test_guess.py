@@ -6,9 +6,10 @@ import pytest
 
 from formary.data.tokenizer import train
 from formary.errors import DataError, RecipeError
-from formary.model.presets import preset
 from formary.model.topologies import build, parameter_count
 from formary.recipe.guess import Sample, guess
+from formary.recipe.guess_rows import guess_rows
+from formary.recipe.presets import preset
 from formary.recipe.reading import parse
 
 SENTENCE = "The miller's daughter walked to the river, and the water ran over the stones. "
@@ -249,3 +250,29 @@ def test_an_unknown_task_names_the_known():
 def test_too_little_text_is_refused():
     with pytest.raises(DataError, match="about 5 characters"):
         recipe_for("hello")
+
+
+def rows_recipe(rows):
+    sample = Sample(sources=("data.jsonl",), kind="jsonl", files=1, rows=rows, share=1.0)
+    found = guess_rows(sample, name="guessed")
+    return parse(found.recipe), found
+
+
+@pytest.mark.parametrize(("question", "answer"), [("input", "answer"), ("input", "scores"), ("question", "answer")])
+def test_questions_with_choices_are_multiple_choice(question, answer):
+    value = [0, 1] if answer == "scores" else "b"
+    rows = [
+        {"category": "x", question: f"which letter is number {n}?", "choices": ["a", "b"], answer: value}
+        for n in range(40)
+    ]
+    recipe, _ = rows_recipe(rows)
+    assert recipe.task == "multiple_choice"
+    named = {"question": question, "answer": answer}
+    assert recipe.data.columns == {ours: theirs for ours, theirs in named.items() if ours != theirs}
+
+
+def test_rows_without_choices_among_questions_are_said_to_be_left_out():
+    rows = [{"input": f"which letter is number {n}?", "choices": ["a", "b"], "scores": [0, 1]} for n in range(30)]
+    rows += [{"input": f"write {n}", "target": "it"} for n in range(10)]
+    recipe, found = rows_recipe(rows)
+    assert recipe.task == "multiple_choice" and "25% lack them and are left out" in found.recipe

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from formary.data.tokenizer import train as train_tokenizer
 from formary.errors import DataError, RecipeError
 from formary.hub.checkpoint import load, save
-from formary.model.presets import preset
 from formary.model.topologies import build, with_head
+from formary.recipe.presets import preset
 from formary.recipe.reading import parse
 from formary.tasks.multiple_choice import MultipleChoice
 from formary.tasks.questions import question_of
@@ -200,6 +200,7 @@ def test_a_question_that_does_not_fit_by_itself_is_cut_where_it_begins_and_count
 
 
 @given(st.lists(st.text("abc xyz", min_size=1, max_size=8), min_size=2, max_size=6, unique=True), st.data())
+@settings(deadline=None)
 def test_the_forms_of_an_answer_mean_the_same(choices, data):
     choices = [f"{number} {choice}" for number, choice in enumerate(choices)]
     place = data.draw(st.integers(0, len(choices) - 1))

@@ -19,7 +19,7 @@ import numpy as np
 from formary.data import pii, stop_words
 from formary.data.duplicates import HashSet, NearDuplicates, exact_key
 from formary.data.records import Row, RowForm
-from formary.errors import MissingExtra, RecipeError, nearest
+from formary.errors import DataError, MissingExtra, RecipeError, nearest
 from formary.recipe import schema
 
 _EXAMPLES = 3
@@ -27,6 +27,7 @@ _EXCERPT = 80  # characters of a text shown as an example
 _BATCH_ROWS, _BATCH_CHARS = 1024, 2**20  # near-duplicates are looked for in batches of at most this
 
 _CONFLICTS = "conflicting labels"
+_OTHER_TASK = "rows of another task"
 # Cleaning that would change a composed text.
 _UNCHANGED: dict[str, Any] = {
     "repair": False,
@@ -100,10 +101,19 @@ class Cleaner:
         for row in rows:
             self.rows_out += 1
             yield row
+        count = self._first[0][0] if self._first else None
+        if count and count.step == _OTHER_TASK and 0 < self.rows_in == count.dropped:
+            columns = " and ".join(self.form.telling)
+            raise DataError(
+                f"data.sources: none of the {self.rows_in:,} rows has the columns {columns} ({count.examples[0]}); map other "
+                f"names with data.columns, e.g. {{{self.form.telling[0]}: options}}"
+            )
 
     def _steps(self) -> tuple[list[tuple[str, Step]], list[tuple[str, Step]]]:
         settings = self.settings
         first: list[tuple[str, Step]] = []
+        if self.form.telling:
+            first.append((_OTHER_TASK, self._of_this_task))
         if settings.repair:
             first.append(("repair", repair))
         if settings.unicode != "none":
@@ -164,6 +174,9 @@ class Cleaner:
                 yield row
 
     # Steps that remember --------------------------------------------------------------------------------------------
+
+    def _of_this_task(self, text: str) -> str | None:
+        return text if all(self._row.values.get(name) is not None for name in self.form.telling) else None
 
     def _of_right_length(self, text: str) -> str | None:
         settings = self.settings

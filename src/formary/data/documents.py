@@ -137,7 +137,7 @@ class _Input:
             documents=data.documents,
             encoding=data.encoding,
             max_rows=data.max_rows,
-            required=form.columns,
+            required=form.required,
             base=base,
         )
         self.cleaner = Cleaner(data.clean, form)

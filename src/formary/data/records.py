@@ -45,11 +45,18 @@ class RowForm:
             it changes nothing in them.
         beside: columns that belong to the text where a row has them, such as the second text of a pair: rows of the same
             text are no duplicates when these differ.
+        telling: columns without which a row is another task's: it is left out and counted, not refused.
     """
 
     columns: tuple[str, ...] = ("text",)
     text: Callable[[Mapping[str, Any]], str] | None = None
     beside: tuple[str, ...] = ()
+    telling: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns without which a row is refused."""
+        return tuple(name for name in self.columns if name not in self.telling)
 
     def compared(self, values: Mapping[str, Any], text: str) -> str:
         """What two rows are duplicates by: the text, and what stands beside it."""

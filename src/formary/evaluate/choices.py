@@ -110,15 +110,26 @@ def question_metrics(
         DataError: there are no questions, or one has no right choice.
     """
     _check(questions, where)
+    by_model = {name: _credits(questions, given) for name, given in answers.items()}
+    entry = interval.metric_entry(
+        "accuracy",
+        f"{where}, share of questions answered by a right choice; chance is {_chances(questions).mean():.3f}",
+        {name: _share(credits) for name, credits in by_model.items()},
+        len(questions),
+        settings=settings,
+    )
+    # Hits alone, or misses alone, leave a bootstrap without doubt. A random choice has neither: its share is known.
+    sure = {name: c for name, c in by_model.items() if c.min() == c.max() and c[0] in (0.0, 1.0)}
+    known = {name: interval.wilson(int(credits.sum()), len(credits)) for name, credits in sure.items()}
+    model = known.get("model", interval.Interval.from_json(entry["model"]))
+    others = {name: known.get(name, interval.Interval.from_json(v)) for name, v in entry["baselines"].items()}
     return [
-        interval.metric_entry(
-            "accuracy",
-            f"{where}, share of questions answered by a right choice; chance is {_chances(questions).mean():.3f}",
-            {name: _share(_credits(questions, given)) for name, given in answers.items()},
-            len(questions),
-            settings=settings,
-            share_of_rows=True,
-        )
+        entry
+        | {
+            "model": model.to_json(),
+            "baselines": {name: value.to_json() for name, value in others.items()},
+            "says": interval.sentence("accuracy", model, others, entry["verdicts"]),
+        }
     ]
 
 
@@ -166,13 +177,13 @@ def question_details(
 
 
 def question_baselines(training: Sequence[Question], questions: Sequence[Question]) -> dict[str, list[dict[str, Any]]]:
-    """What needs no network and mostly no question: chance, position, length, shared words, and the choices alone.
+    """What needs no network and mostly no question: a random choice, position, length, shared words, and the choices alone.
 
     The last two are left out where training has no words to learn from, or every choice is right.
     """
     positions = Counter(place for question in training for place in question.right)
     found = {
-        "chance": [_uniform(question) for question in questions],
+        "random choice": [_uniform(question) for question in questions],
         "most frequent position": [_best([positions[n] for n in range(len(q.choices))]) for q in questions],
         "longest choice": [_best([len(choice) for choice in question.choices]) for question in questions],
     }

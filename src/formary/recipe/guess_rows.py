@@ -58,6 +58,10 @@ _INSTRUCTIONS = (
 _BESIDE = ("system", "input", "context")  # what an instruction may come with
 _GROUPS = ("title", "article", "document_id", "doc_id")
 _SENTENCES = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("text1", "text2"), ("question1", "question2"))
+_CHOICES = ("choices", "options")
+_ASKED = ("question", "input", "query", "prompt", "stem", "text")
+_ANSWERS = ("answer", "scores", "label", "target_scores", "answer_idx", "answerkey", "correct", "gold")
+_FEWEST_QUESTIONS = 2
 _LANGUAGE = re.compile(r"^(en|zh|fr|de|es|it|ja|ko|ru|pt|nl|ar|cs|pl|sv|fi|tr|uk|vi|hi|da|el|ro|hu)([_-]\w+)?$")
 _FEWEST_GROUPS = 20  # fewer cannot be split by shares
 _EPOCHS = ((2_000, 10), (20_000, 4), (None, 2))
@@ -82,6 +86,7 @@ def guess_rows(sample: Sample, *, name: str, task: str | None = None, gflops: fl
         task: only this task; any when left out.
     """
     rules = (
+        _choices,
         _tagged,
         _questions,
         _messages,
@@ -92,7 +97,7 @@ def guess_rows(sample: Sample, *, name: str, task: str | None = None, gflops: fl
         _text_pairs,
         _labelled,
     )
-    if sample.kind == "text" or _first(sample.rows, ("choices",)):  # multiple choice is measured, not trained
+    if sample.kind == "text":
         return None
     found = next((one for rule in rules if (one := rule(sample.rows)) and task in (None, one.task)), None)
     if found and found.task == "preference":
@@ -101,6 +106,20 @@ def guess_rows(sample: Sample, *, name: str, task: str | None = None, gflops: fl
 
 
 # One rule for each form of rows ---------------------------------------------------------------------------------------
+
+
+def _choices(rows: Rows) -> _Found | None:
+    choices = next((name for wanted in _CHOICES for name in names_of(rows) if name.lower() == wanted), None)
+    having = [row for row in rows if choices and isinstance(row.get(choices), list | str) and row[choices]]
+    question, answer = _first(having, _ASKED), _first(having, _ANSWERS)
+    if not (choices and question and answer) or len(having) < _FEWEST_QUESTIONS:
+        return None
+    columns = {"question": question, "choices": choices, "answer": answer}
+    why = f"each row has a question, {choices} and the right one in {answer}"
+    left = len(rows) - len(having)
+    if left:
+        why = f"rows have a question, {choices} and {answer}; about {percent(left / len(rows))} lack them and are left out"
+    return _Found("multiple_choice", columns, why)
 
 
 def _tagged(rows: Rows) -> _Found | None:

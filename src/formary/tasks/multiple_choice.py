@@ -69,7 +69,9 @@ class MultipleChoice:
     """
 
     name = "multiple_choice"
-    form: ClassVar[RowForm] = RowForm(columns=("question", "choices", "answer"), text=composed)
+    form: ClassVar[RowForm] = RowForm(
+        columns=("question", "choices", "answer"), text=composed, telling=("choices", "answer")
+    )
     asks: ClassVar[tuple[str, ...]] = ("question", "choices")
     answers: ClassVar[Answers] = "multiple_choice"
 

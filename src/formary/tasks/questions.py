@@ -53,7 +53,8 @@ def question_of(row: Mapping[str, Any], where: str, *, solved: bool = False) -> 
 
 def composed(row: Mapping[str, Any]) -> str:
     """The text that stands for a row: the question and its choices."""
-    return "\n".join([str(row["question"]), *_choices(row, "row")])
+    choices = row["choices"]
+    return "\n".join([str(row["question"]), *([choices] if isinstance(choices, str) else map(str, choices))])
 
 
 def _choices(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
