@@ -15,8 +15,8 @@ import warnings
 import torch
 from peers import in_turn, machine, median_ratio
 
-from formary.model.presets import preset
 from formary.model.topologies import build, parameter_count
+from formary.recipe.presets import preset
 from formary.tasks.cross_entropy import cross_entropy
 
 SIZES = {

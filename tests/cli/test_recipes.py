@@ -93,8 +93,8 @@ def test_data_outside_the_recipes_folder_are_not_copied(ready, tmp_path):
 
 
 def test_every_preset_is_listed_with_its_exact_parameters():
-    from formary.model.presets import PRESETS, preset
     from formary.model.topologies import build, parameter_count
+    from formary.recipe.presets import PRESETS, preset
 
     found = {entry["name"]: entry for entry in json.loads(formary("--presets", "--json").output)}
     assert set(found) == set(PRESETS)

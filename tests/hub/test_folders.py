@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from formary.errors import CheckpointError, StorageError
 from formary.hub.checkpoint import load, save
 from formary.model.config import ModelConfig, TransformerConfig
-from formary.model.presets import preset
 from formary.model.topologies import build
+from formary.recipe.presets import preset
 
 
 def config_of(name: str = "gpt2-mini") -> ModelConfig:
@@ -278,7 +278,7 @@ def test_a_full_disk_met_by_safetensors_itself_is_a_storage_error(tmp_path: Path
         "from pathlib import Path\n"
         "from formary.errors import StorageError\n"
         "from formary.hub.checkpoint import save\n"
-        "from formary.model.presets import preset\n"
+        "from formary.recipe.presets import preset\n"
         "from formary.model.topologies import build\n"
         "network = build(preset('gpt2-mini', vocab_size=3000, context=16, size='1x64'), seed=0)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

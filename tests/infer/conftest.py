@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from formary.model.presets import preset
 from formary.model.topologies import Network, build
+from formary.recipe.presets import preset
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "gpt2-mini": {},

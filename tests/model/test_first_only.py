@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from formary.model.attention import attend
-from formary.model.presets import preset
 from formary.model.topologies import Encoder, build
+from formary.recipe.presets import preset
 
 
 def _encoder(**stack: object) -> Encoder:

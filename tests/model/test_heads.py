@@ -9,8 +9,8 @@ import torch
 from formary.errors import RecipeError
 from formary.model.config import ModelConfig
 from formary.model.heads import LabelHead
-from formary.model.presets import preset
 from formary.model.topologies import build, with_head
+from formary.recipe.presets import preset
 
 LABELS = ("ham", "spam", "other")
 

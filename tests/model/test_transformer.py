@@ -8,9 +8,9 @@ import torch
 from formary.errors import RecipeError
 from formary.model.attention import Rotary, rotate
 from formary.model.config import ModelConfig, TransformerConfig
-from formary.model.presets import PRESETS, preset
 from formary.model.topologies import build, parameter_count
 from formary.model.transformer import document_mask
+from formary.recipe.presets import PRESETS, preset
 
 
 def small(name, **switches):

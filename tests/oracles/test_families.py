@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from formary.hub.checkpoint import load, save
 from formary.model.config import ModelConfig, TransformerConfig
-from formary.model.presets import PRESETS, preset
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network, build
+from formary.recipe.presets import PRESETS, preset
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()

@@ -21,8 +21,8 @@ from formary.data.chat import render
 from formary.infer.beam import beam_search
 from formary.infer.engine import Engine, Request
 from formary.infer.sampling import History, SamplingSettings, Table, process
-from formary.model.presets import preset
 from formary.model.topologies import Decoder, EncoderDecoder, Network, build
+from formary.recipe.presets import preset
 
 LOGITS = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)) * 3
 

@@ -19,8 +19,8 @@ from formary.errors import CheckpointError
 from formary.hub.checkpoint import Checkpoint, load, save
 from formary.model.config import ModelConfig
 from formary.model.heads import LabelHead
-from formary.model.presets import preset
 from formary.model.topologies import Decoder, Encoder, Network, build, with_head
+from formary.recipe.presets import preset
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()

@@ -16,8 +16,8 @@ from formary.hub import checkpoint
 from formary.infer.answers import answers
 from formary.infer.loaded import Model
 from formary.infer.loaded import load as load_model
-from formary.model.presets import preset
 from formary.model.topologies import build
+from formary.recipe.presets import preset
 from formary.recipe.reading import parse
 from formary.recipe.schema import Evaluate
 from formary.tasks.chat import Chat

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formary.model.presets import preset
 from formary.model.topologies import build
+from formary.recipe.presets import preset
 from formary.tasks import cross_entropy as module
 from formary.tasks.cross_entropy import IGNORED, cross_entropy, token_losses
 

@@ -10,8 +10,8 @@ from formary.errors import DataError, FormaryError, RecipeError
 from formary.evaluate.labelled import SUITES
 from formary.infer.answers import answers
 from formary.infer.loaded import Model
-from formary.model.presets import preset
 from formary.model.topologies import build, with_head
+from formary.recipe.presets import preset
 from formary.recipe.reading import parse
 from formary.recipe.schema import Evaluate
 from formary.tasks.preference import Preference

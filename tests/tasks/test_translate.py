@@ -8,8 +8,8 @@ from formary.data.tokenizer import train as train_tokenizer
 from formary.errors import DataError, RecipeError
 from formary.infer.answers import answers
 from formary.infer.loaded import Model
-from formary.model.presets import preset
 from formary.model.topologies import build, with_head
+from formary.recipe.presets import preset
 from formary.recipe.reading import parse
 from formary.tasks.cross_entropy import IGNORED
 from formary.tasks.translate import Translate

@@ -12,8 +12,8 @@ from torch import nn
 
 from formary.errors import CheckpointError
 from formary.hub import checkpoint
-from formary.model.presets import preset
 from formary.model.topologies import build, with_head
+from formary.recipe.presets import preset
 from formary.recipe.schema import Tune
 from formary.train import lora
 from formary.train.tuning import finish, prepare, trainable_count

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from formary.errors import RecipeError
-from formary.model.presets import preset
 from formary.model.topologies import build, with_head
+from formary.recipe.presets import preset
 from formary.recipe.schema import Tune
 from formary.train.tuning import finish, lr_scale, prepare, trainable_count
 

@@ -68,8 +68,8 @@ def list_recipes() -> list[dict[str, Any]]:
 
 def list_presets() -> list[dict[str, Any]]:
     """Name, topology, layers, width, heads and parameters of every model preset; no memory is taken for weights."""
-    from formary.model.presets import PRESETS, preset
     from formary.model.topologies import build, parameter_count
+    from formary.recipe.presets import PRESETS, preset
 
     found = []
     for name in PRESETS:

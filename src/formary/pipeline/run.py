@@ -20,10 +20,10 @@ from rich.console import Console
 
 from formary import durable
 from formary.errors import FormaryError, RecipeError
-from formary.model.presets import preset
 from formary.pipeline.context import Context, existing
 from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, bundled, read, to_yaml
+from formary.recipe.presets import preset
 
 if TYPE_CHECKING:
     from formary.train.loop import Watch

@@ -1,6 +1,6 @@
 """The typed recipe: one YAML file names data, model, training, evaluation; unknown keys are errors.
 
-`schema` holds the fields and defaults, `reading` turns YAML and `--set` into a `Recipe`, `bundled` finds ready recipes.
+`schema` holds the fields and defaults, `reading` turns YAML and `--set` into a `Recipe`, `bundled` finds ready recipes, `presets` names models.
 """
 
 from formary.recipe.reading import read, to_yaml

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RecipeError
 from formary.model.config import ModelConfig, Topology
-from formary.model.presets import PRESETS, preset
+from formary.recipe.presets import PRESETS, preset
 from formary.recipe.schema import Recipe
 
 
