@@ -100,6 +100,12 @@ def test_every_character_is_one_token_and_an_unseen_one_is_unknown():
     assert made.encode("aЖ𝕏") == [*made.encode("a"), made.unk_id, made.unk_id]
 
 
+def test_what_a_chat_template_writes_around_messages_is_known_to_characters():
+    made = tokenizers.train(["你好。", "再见。"], schema.Tokenizer(kind="characters"), task="chat")
+    said = "<|im_start|>user\n你好。<|im_end|>\n<|im_start|>assistant\n"
+    assert made.unk_id not in made.encode(said) and made.decode(made.encode(said)) == said
+
+
 def test_wordpiece_splits_words_into_a_head_and_continuations():
     made = trained("wordpiece", "masked_lm")
     names = [made.backend.id_to_token(number) for number in made.encode("lantern窗白日")]

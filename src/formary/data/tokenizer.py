@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ _SPECIALS: dict[str, dict[str, str]] = {
     "denoise": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
     "chat": {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
 }
+_AROUND_TURNS = "system\nuser\nassistant\n"
 _TURNS = ("<|im_start|>", "<|im_end|>")  # chat: what ChatML puts around a message
 _NEEDS_UNK = ("wordpiece", "unigram", "characters")
 _MOST_SENTINELS = 100  # as T5
@@ -268,6 +270,8 @@ def train(texts: Iterable[str], recipe: schema.Tokenizer, *, task: str) -> Token
     roles = dict(_SPECIALS[task])
     if recipe.kind in _NEEDS_UNK:
         roles.setdefault("unk", "<unk>")
+        if task == "chat":  # what a chat template writes around the messages must not be unknown
+            texts = chain(texts, [_AROUND_TURNS])
     special = [*dict.fromkeys(roles.values()), *(_TURNS if task == "chat" else ())]
     if task == "denoise":
         fixed = recipe.kind in ("characters", "bytes")
