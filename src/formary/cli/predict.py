@@ -31,7 +31,7 @@ def predict(
     loaded = load(model)
     task = loaded.task
     rows = rows_for(task, input, columns=_mapping(column), answers=False)
-    options = {"beams": beams} if beams else {}
+    options: dict[str, Any] = {"beams": beams} if beams else {}
     answers = loaded.predict(rows, **options)
     for note in loaded.task.notes():
         print(f"note: {note}", file=sys.stderr)

@@ -42,9 +42,7 @@ def runtime(machine: Machine) -> Runtime:
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise FormaryError("machine.device: cuda was asked for, but this torch sees no CUDA device; use device: auto")
     kind = "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
-    precision = machine.precision
-    if precision == "auto":
-        precision = fast_precision(kind)
+    precision = fast_precision(kind) if machine.precision == "auto" else machine.precision
     return Runtime(device=torch.device(kind), precision=precision, threads=threads)
 
 
