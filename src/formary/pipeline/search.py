@@ -147,7 +147,7 @@ def _for_trials(recipe: Recipe) -> Recipe:
 def _check_of(path: Path, overrides: Sequence[str]) -> Callable[[str, Any], None]:
     """Says whether the recipe can have a value in a field; its errors are those of reading a recipe."""
     from formary.model.config import TransformerConfig
-    from formary.model.presets import preset
+    from formary.recipe.presets import preset
 
     whole = {field.name for field in dataclasses.fields(TransformerConfig) if str(field.type).startswith("int")}
 
