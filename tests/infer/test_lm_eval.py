@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from formary.errors import MissingExtra, RequestError
+from formary.errors import MissingExtra
 
 COLOURS = ["red", "green", "blue", "white", "black", "grey"]
 
@@ -121,3 +121,11 @@ def test_the_harness_finds_the_same_as_with_its_own_adapter(checkpoint, harness_
             for mine_one, other_one in zip(mine["filtered_resps"], other["filtered_resps"], strict=True):
                 assert float(mine_one[0]) == pytest.approx(float(other_one[0]), abs=1e-4)
                 assert mine_one[1] == other_one[1]
+
+
+def test_without_the_harness_the_message_is_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    monkeypatch.delitem(sys.modules, "formary.infer.lm_eval", raising=False)
+    with pytest.raises(MissingExtra, match=r'pip install "formary\[lm-eval\]"'):
+        import formary.infer.lm_eval  # noqa: F401

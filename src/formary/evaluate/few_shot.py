@@ -105,7 +105,9 @@ def _choices(
     partial = any(not np.isin(own, (0.0, 1.0)).all() for own in scores)
     how = _SCORED[benchmark.normalise] + (", a choice counts by its score" if partial else "")
     metrics = [_mean("accuracy", _protocol(benchmark, how), gained, settings, share=not partial)]
-    return answers, metrics, [f"{benchmark.name}: {note}" for note in task.notes()]
+    whole = asked != list(rows)  # the task saw the examples as a part of the question
+    said = [note.replace(" without any example", "") if whole else note for note in task.notes()]
+    return answers, metrics, [f"{benchmark.name}: {note}" for note in said]
 
 
 def _texts(
