@@ -144,7 +144,9 @@ def test_a_saved_model_prefers_by_mean_log_likelihood_and_still_chats():
     task, network = made()
     network.eval()
     model = Model(network, task.tokenizer, formary={"task": "preference", "settings": task.settings()})
-    for answer, example in zip(model.predict(ROWS), task.examples(ROWS, targets=True), strict=True):
+    for answer, example in zip(
+        model.predict(ROWS, precision="float32"), task.examples(ROWS, targets=True), strict=True
+    ):
         chosen, rejected = by_hand(network, example)
         pair = example.target
         assert answer["margin"] == pytest.approx(

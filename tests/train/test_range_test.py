@@ -110,10 +110,12 @@ def test_muon_keeps_the_ratio_of_its_two_rates():
 
 
 @given(st.floats(-5.5, -1.5), st.floats(0.1, 10), st.floats(0.3, 3))
-def test_the_middle_of_a_smooth_fall_is_chosen(middle, height, sharpness):
+def test_a_rate_between_the_middle_of_a_smooth_fall_and_its_foot_is_chosen(middle, height, sharpness):
     losses = [1 + height / (1 + math.exp(sharpness * 3 * (math.log10(rate) - middle))) for rate in RATES]
-    found = choose(RATES, losses)
-    assert abs(math.log10(found.lr) - middle) < 0.3
+    foot = middle + 1.5
+    rising = [loss + (10 * height if math.log10(rate) > foot else 0) for rate, loss in zip(RATES, losses)]
+    found = choose(RATES, rising)
+    assert middle - 0.3 < math.log10(found.lr) < middle + 0.8
     assert f"{found.lr:g}" in found.why
 
 

@@ -199,7 +199,8 @@ class Objective(Section):
     beta: float = Field(0.1, gt=0, description="preference: strength of the pull to the model it starts from (DPO)")
     temperature: float = Field(0.05, gt=0, description="embed: of the contrastive softmax")
     normalise: Literal["none", "length", "bytes"] = Field(
-        "none", description="multiple_choice, causal models: divide a choice's log-likelihood by its tokens or its bytes"
+        "none",
+        description="multiple_choice, causal models: divide a choice's log-likelihood by its tokens or its bytes",
     )
 
 
