@@ -129,7 +129,8 @@ def _files_of(recipe_path: Path) -> Iterator[Path]:
     recipe = read(recipe_path)
     home = recipe_path.parent
     data = recipe.data
-    named = expand([*data.sources, *data.validation, *data.test], home)
+    sources = [*data.sources, *data.validation, *data.test]
+    named = expand([source for source in sources if not source.startswith(bundled.PACKAGE)], home)
     given = [path for path in (data.augment.synonyms, data.tokenizer.path, recipe.model.start) if path]
     named += [home / path for path in given if not path.startswith((bundled.PACKAGE, bundled.RECIPE))]
     files: dict[Path, None] = {}
