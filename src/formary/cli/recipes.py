@@ -130,7 +130,8 @@ def _files_of(recipe_path: Path) -> Iterator[Path]:
     home = recipe_path.parent
     data = recipe.data
     sources = [*data.sources, *data.validation, *data.test]
-    named = expand([source for source in sources if not source.startswith(bundled.PACKAGE)], home)
+    own = [source for source in sources if not source.startswith(bundled.PACKAGE)]
+    named = expand(own, home) if own else []
     given = [path for path in (data.augment.synonyms, data.tokenizer.path, recipe.model.start) if path]
     named += [home / path for path in given if not path.startswith((bundled.PACKAGE, bundled.RECIPE))]
     files: dict[Path, None] = {}
