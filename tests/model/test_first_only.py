@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from formary.model.attention import attend
 from formary.model.topologies import Encoder, build
 from formary.recipe.presets import preset
 
@@ -43,18 +42,6 @@ def test_its_gradient_is_that_of_the_whole() -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("kind", ["none", "bool", "float"])
-def test_attention_written_out_equals_torchs(kind: str) -> None:
-    generator = torch.Generator().manual_seed(2)
-    queries, keys, values = torch.randn(3, 2, 4, 7, 8, generator=generator).unbind()
-    mask = torch.arange(7) < torch.tensor([7, 4])[:, None, None, None]
-    given = {"none": None, "bool": mask, "float": torch.randn(2, 4, 7, 7, generator=generator)}[kind]
-    for scale in (None, 0.5):
-        expected = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=given, scale=scale)
-        found = attend(queries, keys, values, mask=given, scale=scale)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_training_in_bfloat16_writes_attention_out_and_learns_the_same() -> None:

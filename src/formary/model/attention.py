@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formary.model.config import RopeScaling, TransformerConfig
+from formary.model.dropout import dropout
 from formary.model.norms import RMSNorm
 
 _WRITTEN_OUT = 2**24  # scores of a layer, 32 MB, up to which attention is written out
@@ -88,17 +89,18 @@ class Attention(nn.Module):
                 keys, values = cache.append(self.layer, keys, values)
         if first_only:
             queries, mask = queries[:, :, :1], None if mask is None else mask[:, :, :1]
-        dropout = self.dropout if self.training else 0.0
-        if not causal and not dropout and _slow_backward(queries, keys):
-            attended = attend(queries, keys, values, mask=mask, scale=self.scale)
+        dropped = self.dropout if self.training else 0.0
+        causal = causal and mask is None
+        if queries.device.type == "cpu" and (dropped or (not causal and _slow_backward(queries, keys))):
+            attended = attend(queries, keys, values, mask=mask, causal=causal, scale=self.scale, dropped=dropped)
         else:
             attended = F.scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
                 attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=causal and mask is None,
+                dropout_p=dropped,
+                is_causal=causal,
                 scale=self.scale,
                 enable_gqa=self.kv_heads != self.heads,
             )
@@ -120,14 +122,27 @@ class Attention(nn.Module):
         return keys, values
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, scale: float | None) -> Tensor:
-    """softmax(scale q k^T) v, written out (Vaswani et al. 2017, eq. 1); each (batch, heads, seq, head_width)."""
+def attend(
+    queries: Tensor,  # (batch, heads, seq, head_width)
+    keys: Tensor,  # (batch, kv_heads, keys, head_width), as are the values
+    values: Tensor,
+    *,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropped: float,
+) -> Tensor:
+    """softmax(scale q k^T) v, written out (Vaswani et al. 2017, eq. 1), with the share `dropped` of the weights left out."""
+    if (group := queries.shape[1] // keys.shape[1]) > 1:
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    if causal:
+        mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=keys.device).tril()
     scores = (queries * (queries.shape[-1] ** -0.5 if scale is None else scale)) @ keys.mT
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:
         scores = scores + mask.to(scores.dtype)
-    return scores.softmax(dim=-1) @ values
+    return dropout(scores.softmax(dim=-1), dropped) @ values
 
 
 def _slow_backward(queries: Tensor, keys: Tensor) -> bool:
@@ -135,7 +150,7 @@ def _slow_backward(queries: Tensor, keys: Tensor) -> bool:
 
     On a CPU in bfloat16 it takes about three times as long; the fused one spares memory, so long sequences keep it.
     """
-    if not (queries.requires_grad and queries.dtype == torch.bfloat16 and queries.device.type == "cpu"):
+    if not (queries.requires_grad and queries.dtype == torch.bfloat16):
         return False
     batch, heads, seq, _ = queries.shape
     return heads == keys.shape[1] and batch * heads * seq * keys.shape[2] <= _WRITTEN_OUT

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from formary.model.attention import Attention, Cache
 from formary.model.config import TransformerConfig
+from formary.model.dropout import Dropout
 from formary.model.norms import make_norm
 
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.pre = config.norm_position == "pre"
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
         if config.cross_attention:
@@ -78,9 +79,7 @@ class Block(nn.Module):
         return self._add(hidden, self.ffn(entry), self.ffn_norm)
 
     def _add(self, hidden: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
-        if self.dropout:
-            change = F.dropout(change, self.dropout, self.training)
-        hidden = hidden + change
+        hidden = hidden + self.dropout(change)
         return hidden if self.pre else norm(hidden)
 
 

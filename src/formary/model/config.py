@@ -136,7 +136,9 @@ class ModelConfig:
     token_types: int = 0
     pooler: bool = False
     next_sentence: bool = False
-    labels: tuple[str, ...] = ()  # of the heads classify and tag; those of span are start and end, that of choice is itself
+    labels: tuple[
+        str, ...
+    ] = ()  # of the heads classify and tag; those of span are start and end, that of choice is itself
     problem: Literal["single", "multi", "regression"] = "single"
     pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence where there is no pooler
     pooler_activation: Literal["tanh", "relu"] = "tanh"

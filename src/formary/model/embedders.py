@@ -6,12 +6,13 @@ One class per modality; each adds absolute positions where the family has them a
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formary.model.config import ModelConfig, TransformerConfig
+from formary.model.dropout import Dropout
 
 
 class TextEmbedder(nn.Module):
@@ -21,7 +22,7 @@ class TextEmbedder(nn.Module):
         super().__init__()
         self.tokens = tokens if tokens is not None else nn.Embedding(config.vocab_size, stack.width)
         self.scale = config.embedding_scale
-        self.dropout = stack.dropout
+        self.dropout = Dropout(stack.dropout)
         self.offset = config.position_offset
         self.positions: nn.Embedding | None = None
         if stack.position == "learned":
@@ -47,7 +48,7 @@ class TextEmbedder(nn.Module):
             vectors = vectors + self.types(torch.zeros_like(tokens) if types is None else types)
         if self.norm is not None:
             vectors = self.norm(vectors)
-        return F.dropout(vectors, self.dropout, self.training) if self.dropout else vectors
+        return cast(Tensor, self.dropout(vectors))
 
 
 class PatchEmbedder(nn.Module):
@@ -57,7 +58,7 @@ class PatchEmbedder(nn.Module):
         super().__init__()
         stack = config.transformer
         assert config.image_size is not None and config.patch_size is not None
-        self.dropout = stack.dropout
+        self.dropout = Dropout(stack.dropout)
         self.patches = nn.Conv2d(config.channels, stack.width, config.patch_size, stride=config.patch_size)
         self.first = nn.Parameter(torch.zeros(1, 1, stack.width))
         self.positions = nn.Parameter(torch.zeros(1, (config.image_size // config.patch_size) ** 2 + 1, stack.width))
@@ -66,7 +67,7 @@ class PatchEmbedder(nn.Module):
         """Vectors (batch, 1 + patches, width) for pixels (batch, channels, height, width)."""
         patches = self.patches(pixels).flatten(2).transpose(1, 2)
         vectors = torch.cat([self.first.expand(len(pixels), -1, -1), patches], dim=1) + self.positions
-        return F.dropout(vectors, self.dropout, self.training)
+        return cast(Tensor, self.dropout(vectors))
 
 
 def sinusoids(context: int, width: int) -> Tensor:

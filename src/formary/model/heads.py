@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from formary.model.block import activate
 from formary.model.config import ModelConfig
+from formary.model.dropout import Dropout
 
 
 class LanguageHead(nn.Module):
@@ -46,7 +47,7 @@ class LabelHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.transformer.dropout)
+        self.dropout = Dropout(config.transformer.dropout)
         self.output = nn.Linear(config.transformer.width, len(config.labels), bias=config.head_bias)
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from formary.hub.checkpoint import representing
 from formary.hub.families.family import Family, Rule, join, split
 from formary.hub.weights import stack_of
 from formary.model.config import ModelConfig
+from formary.model.dropout import dropout
 from formary.model.topologies import Network, build
 from formary.recipe.schema import Tune
 
@@ -63,7 +64,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        dropped = F.dropout(inputs, self.dropout, self.training) if self.dropout else inputs
+        dropped = dropout(inputs, self.dropout) if self.training else inputs
         # One narrow product for all A, and one for all B as a block-diagonal matrix, added where the frozen one ends.
         low = self.scale * F.linear(dropped, torch.cat(list(self.lora_a)))  # (..., pieces x rank)
         frozen = F.linear(inputs, self.weight, self.bias)
