@@ -135,7 +135,9 @@ def hidden_states(network: Network, batch: Batch, *, for_summary: bool = False) 
     """
     if isinstance(network, Encoder):
         mask = None if bool(batch["mask"].all()) else batch["mask"]
-        return network(batch["tokens"], mask=mask, types=batch.get("types"), first_only=for_summary and network.reads_first)
+        return network(
+            batch["tokens"], mask=mask, types=batch.get("types"), first_only=for_summary and network.reads_first
+        )
     assert isinstance(network, Decoder)
     return network(batch["tokens"])
 
