@@ -21,7 +21,7 @@ tiny_rows=(--set train.epochs=1 --set train.context=64 --set model.size=1x64 --s
 formary() {
   printf '\n$ formary %s\n' "$*"
   case "$1 ${2-}" in
-    "run patients.yaml"*) "$root/.venv/bin/formary" "$@" "${tiny_rows[@]}" ;;
+    "run patients.yaml"* | "search patients.yaml"*) "$root/.venv/bin/formary" "$@" "${tiny_rows[@]}" ;;
     *) run_text "$@" ;;
   esac
 }
@@ -64,6 +64,10 @@ formary predict runs/patients/model new.jsonl --out answered.jsonl
 formary evaluate runs/patients/model new.jsonl
 cp -r runs/patients runs/other
 formary compare runs/patients/model runs/other/model new.jsonl
+formary run patients.yaml --seeds 3
+formary run patients.yaml --folds 4
+formary search patients.yaml --trials 3
+formary evaluate runs/novel/model english-proverbs --shots 2
 
 test -s answered.jsonl
 test -s runs/patients/report.html
