@@ -8,7 +8,7 @@ import torch
 
 from formary.errors import RecipeError
 from formary.model.config import ModelConfig
-from formary.model.heads import LabelHead
+from formary.model.heads import LabelHead, pooled
 from formary.model.topologies import build, with_head
 from formary.recipe.presets import preset
 
@@ -73,7 +73,7 @@ def test_an_encoder_is_summed_up_by_its_pooler_else_as_pooling_says():
     assert torch.equal(summary(pooling="first")[1], hidden[:, 0])
     torch.testing.assert_close(summary(pooling="mean")[1], torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)]))
     network, relu = summary(pooler=True, pooler_activation="relu", pooling="mean")
-    assert torch.equal(relu, network.pooler.dense(hidden[:, 0]).relu())
+    assert torch.equal(relu, network.pooler.dense(pooled(hidden, mask, "mean")).relu())
     network, tanh = summary(pooler=True)
     assert torch.equal(tanh, network.pooler.dense(hidden[:, 0]).tanh())
 

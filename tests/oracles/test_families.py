@@ -190,7 +190,7 @@ def assert_same(network: Network, model: nn.Module) -> None:
         out, hidden = model(pixels), network(pixels)
         pairs = [(hidden, out.last_hidden_state)]
         if network.pooler is not None:
-            pairs.append((network.pooler(hidden), out.pooler_output))
+            pairs.append((network.pooler(hidden[:, 0]), out.pooler_output))
     else:
         ids, mask = tokens(13, 1)
         ids = ids.masked_fill(~mask, pad)
@@ -204,10 +204,10 @@ def assert_same(network: Network, model: nn.Module) -> None:
             logits = out.prediction_logits if kind == "BertForPreTraining" else out.logits
             pairs = [(network.head(hidden)[mask], logits[mask])]
         if network.pooler is not None and kind.endswith("Model"):
-            pairs.append((network.pooler(hidden), out.pooler_output))
+            pairs.append((network.pooler(hidden[:, 0]), out.pooler_output))
         if network.next_sentence is not None:
             # ours: 1 means that B follows A; theirs: 0
-            pairs.append((network.next_sentence(network.pooler(hidden)).flip(-1), out.seq_relationship_logits))
+            pairs.append((network.next_sentence(network.pooler(hidden[:, 0])).flip(-1), out.seq_relationship_logits))
     for ours, oracle in pairs:
         assert oracle.std() > 0.05
         torch.testing.assert_close(ours, oracle, atol=1e-4, rtol=1e-4)

@@ -140,7 +140,7 @@ class ModelConfig:
         str, ...
     ] = ()  # of the heads classify and tag; those of span are start and end, that of choice is itself
     problem: Literal["single", "multi", "regression"] = "single"
-    pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence where there is no pooler
+    pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence
     pooler_activation: Literal["tanh", "relu"] = "tanh"
     image_size: int | None = None
     patch_size: int | None = None

@@ -57,16 +57,16 @@ class LabelHead(nn.Module):
 
 
 class Pooler(nn.Module):
-    """A dense layer on the first position's hidden state, then BERT's tanh or DistilBERT's relu."""
+    """A dense layer on the vector of a sequence, in BERT its first position's, then BERT's tanh or DistilBERT's relu."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.transformer.width, config.transformer.width)
         self.activate = torch.tanh if config.pooler_activation == "tanh" else torch.relu
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, seq, width) -> (batch, width)."""
-        return self.activate(self.dense(hidden[:, 0]))
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(batch, width) -> (batch, width)."""
+        return self.activate(self.dense(vectors))
 
 
 def pooled(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:

@@ -69,7 +69,7 @@ class Encoder(nn.Module):
     @property
     def reads_first(self) -> bool:
         """Whether `summary` needs the first position alone."""
-        return self.pooler is not None or self.config.pooling == "first"
+        return self.config.pooling == "first"
 
     def forward(
         self,
@@ -94,8 +94,9 @@ class Encoder(nn.Module):
         return self.transformer(vectors, mask=padding_mask(mask), first_only=first_only)
 
     def summary(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One vector for each sequence, (batch, width): the pooler's, else as `config.pooling` says."""
-        return self.pooler(hidden) if self.pooler is not None else pooled(hidden, mask, self.config.pooling)
+        """One vector for each sequence, (batch, width), pooled as the config says and then through the pooler, if any."""
+        vectors = pooled(hidden, mask, self.config.pooling)
+        return vectors if self.pooler is None else self.pooler(vectors)
 
 
 class EncoderDecoder(nn.Module):

@@ -105,13 +105,14 @@ class Classify:
 
     def head(self, config: ModelConfig) -> ModelConfig:
         encoder = config.topology == "encoder"
+        asked = self.recipe.model.switches.get("pooling") if self.recipe else None
         return dataclasses.replace(
             with_label_head(config, self.tokenizer, self.name, head="classify", labels=self.labels),
             problem=self.kind,
             head_bias=encoder or self.kind == "regression",
             pooler=encoder,
             pooler_activation="tanh" if config.token_types else "relu",
-            pooling="first" if encoder else "last",
+            pooling=asked or ("first" if encoder else "last"),
         )
 
     def examples(self, rows: Sequence[Row], *, targets: bool, where: str = "row") -> list[Example]:

@@ -74,7 +74,7 @@ class MaskedLM:
         hidden = network(batch["tokens"], mask=batch["mask"], types=batch["types"])
         loss, count = cross_entropy(network.head, hidden, batch["targets"], smoothing=smoothing)
         if network.training and network.pooler is not None and network.next_sentence is not None:
-            answers = network.next_sentence(network.pooler(hidden))
+            answers = network.next_sentence(network.pooler(hidden[:, 0]))
             loss = loss + count * F.cross_entropy(answers.float(), batch["is_next"].long())
         return loss, count
 

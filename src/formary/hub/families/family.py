@@ -193,7 +193,7 @@ def _essence(config: ModelConfig) -> ModelConfig:
         changes.update(labels=())
     if head != "classify":
         changes.update(problem="single")
-    if head != "classify" or config.pooler:
+    if head != "classify":
         changes.update(pooling="first")
     if not config.pooler:
         changes.update(pooler_activation="tanh")
