@@ -81,7 +81,7 @@ def test_transformers_gives_the_same_labels(done):
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(result.model).eval()
     words = transformers.AutoTokenizer.from_pretrained(result.model)
     for row in rows(5, seed=3):
-        (answer,) = model.predict([row["text"]])
+        (answer,) = model.predict([row["text"]], precision="float32")
         with torch.inference_mode():
             shares = theirs(**words(row["text"], return_tensors="pt")).logits.softmax(dim=-1)[0]
         expected = {theirs.config.id2label[n]: float(share) for n, share in enumerate(shares)}
@@ -154,3 +154,33 @@ def test_pairs_that_share_their_first_text_are_no_duplicates(tmp_path):
 def test_low_rank_updates_of_nothing_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"lora tunes a trained model; name one with model\.start"):
         execute(write(tmp_path, rows()), "train.tune.method=lora")
+
+
+@pytest.mark.parametrize(
+    ("task", "good", "bad", "says"),
+    [
+        ("classify", {"text": "a b", "label": "x"}, {"text": "c d", "label": None}, "field 'label' is empty"),
+        ("tag", {"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a", "b"], "tags": ["O"]}, "2 tokens and 1 tags"),
+        (
+            "answer_span",
+            {"question": "q", "context": "a b", "answers": {"text": ["b"], "answer_start": [2]}},
+            {"question": "q", "context": "a c", "answers": {"text": ["b"], "answer_start": [2]}},
+            "'b' is not in its context",
+        ),
+        (
+            "multiple_choice",
+            {"question": "q", "choices": ["a", "b"], "answer": 0},
+            {"question": "q", "choices": ["a", "b"], "answer": "z"},
+            "'z'",
+        ),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"messages": [{"role": "customer", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "'customer' is usually 'user'",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_learned_is_named_by_its_line_in_the_file(tmp_path, task, good, bad, says):
+    with pytest.raises(DataError, match=rf"rows\.jsonl line 4: .*{says}"):
+        execute(write(tmp_path, [good, good, good, bad, good], task=task))

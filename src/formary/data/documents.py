@@ -177,7 +177,7 @@ class _Input:
             if self.source.bytes_done != done:
                 done = self.source.bytes_done
                 report()
-            yield self.form.with_text(row)
+            yield self.form.with_text(self.form.checked(row))
         report()
 
 

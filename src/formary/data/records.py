@@ -46,12 +46,14 @@ class RowForm:
         beside: columns that belong to the text where a row has them, such as the second text of a pair: rows of the same
             text are no duplicates when these differ.
         telling: columns without which a row is another task's: it is left out and counted, not refused.
+        check: refuses (DataError) a row whose answer cannot be learned, given its values and its place in the file.
     """
 
     columns: tuple[str, ...] = ("text",)
     text: Callable[[Mapping[str, Any]], str] | None = None
     beside: tuple[str, ...] = ()
     telling: tuple[str, ...] = ()
+    check: Callable[[Mapping[str, Any], str], object] | None = None
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -80,6 +82,16 @@ class RowForm:
                 row.composed = self.text(row.values)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError):
                 row.composed = json.dumps(row.values, ensure_ascii=False, default=str)
+        return row
+
+    def checked(self, row: Row) -> Row:
+        """The row, if its task can learn from it.
+
+        Raises:
+            DataError: it cannot; the message names the place in the file.
+        """
+        if self.check is not None and all(name in row.values for name in self.telling):
+            self.check(row.values, row.origin)
         return row
 
 

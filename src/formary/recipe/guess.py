@@ -578,6 +578,8 @@ def text_length(rows: Sequence[Mapping[str, Any]], name: str) -> float:
 def describe(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """A column by name, with its values where there are only a few."""
     values = {str(row.get(name)) for row in rows}
+    if len(values) == 1 < len(rows):
+        return f"{name} (always {values.pop():.20}: nothing to tell apart)"
     if len(values) <= min(5, len(rows) // 2) and all(len(value) <= 20 for value in values):
         return f"{name} ({', '.join(sorted(values))})"
     return f"{name} ({len(values):,} values)" if len(values) <= min(100, len(rows) // 10) else name

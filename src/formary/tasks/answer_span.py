@@ -51,7 +51,9 @@ class AnswerSpan:
 
     name = "answer_span"
     form: ClassVar[RowForm] = RowForm(
-        columns=("question", "context", "answers"), text=lambda row: f"{row['question']}\n{row['context']}"
+        columns=("question", "context", "answers"),
+        text=lambda row: f"{row['question']}\n{row['context']}",
+        check=lambda row, where: _first_answer(row, where),
     )
     asks: ClassVar[tuple[str, ...]] = ("question", "context")
     answers: ClassVar[Answers] = "spans"

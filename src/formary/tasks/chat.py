@@ -40,7 +40,9 @@ class Chat:
     """
 
     name = "chat"
-    form: ClassVar[RowForm] = RowForm(columns=(), text=composed)  # several forms of rows are read as messages
+    form: ClassVar[RowForm] = RowForm(
+        columns=(), text=composed, check=messages_of
+    )  # several forms of rows are read as messages
     asks: ClassVar[tuple[str, ...]] = ("messages",)
     answers: ClassVar[Answers] = "texts"
 

@@ -36,7 +36,9 @@ class Classify:
     """One label, several, or a number for each text."""
 
     name = "classify"
-    form: ClassVar[RowForm] = RowForm(columns=("text", "label"), beside=("text_pair",))
+    form: ClassVar[RowForm] = RowForm(
+        columns=("text", "label"), beside=("text_pair",), check=lambda row, where: _label(row, where)
+    )
     asks: ClassVar[tuple[str, ...]] = ("text",)
     answers: ClassVar[Answers] = "labels"
 

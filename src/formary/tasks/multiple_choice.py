@@ -70,7 +70,7 @@ class MultipleChoice:
 
     name = "multiple_choice"
     form: ClassVar[RowForm] = RowForm(
-        columns=("question", "choices", "answer"), text=composed, telling=("choices", "answer")
+        columns=("question", "choices", "answer"), text=composed, telling=("choices", "answer"), check=question_of
     )
     asks: ClassVar[tuple[str, ...]] = ("question", "choices")
     answers: ClassVar[Answers] = "multiple_choice"

@@ -65,7 +65,11 @@ class Tag:
     """A tag for each word."""
 
     name = "tag"
-    form: ClassVar[RowForm] = RowForm(columns=("tokens", "tags"), text=lambda row: _sentence(row["tokens"]))
+    form: ClassVar[RowForm] = RowForm(
+        columns=("tokens", "tags"),
+        text=lambda row: _sentence(row["tokens"]),
+        check=lambda row, where: _tags(row, where),
+    )
     asks: ClassVar[tuple[str, ...]] = ("tokens",)
     answers: ClassVar[Answers] = "tags"
 
