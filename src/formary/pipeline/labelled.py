@@ -33,7 +33,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         seconds of training before this go, as every train stage.
     """
     from formary.data import tokenizer
-    from formary.pipeline.stages import checkpoint_folder, generation_defaults, save_model, say_model
+    from formary.pipeline.model import checkpoint_folder, generation_defaults, save_model, say_model
     from formary.tasks.protocol import ReferringTask
     from formary.tasks.reading import RowBatches, in_batches
     from formary.train.loop import train
@@ -114,7 +114,7 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
     from formary.evaluate.labelled import measured
     from formary.infer.answers import answers
     from formary.infer.loaded import load
-    from formary.pipeline.stages import loaded_start
+    from formary.pipeline.model import loaded_start
     from formary.tasks.protocol import ReferringTask
     from formary.train.machine import runtime
 
@@ -177,7 +177,7 @@ def _task_and_network(
     context: Context, kind: type[LabelledTask], words: Tokenizer, rows: list[dict[str, Any]]
 ) -> tuple[LabelledTask, Network]:
     from formary.model.topologies import build, with_head
-    from formary.pipeline.stages import loaded_start
+    from formary.pipeline.model import loaded_start
 
     recipe = context.recipe
     if recipe.model.start is None:
