@@ -337,7 +337,6 @@ def test_a_sharded_checkpoint_is_read_through_its_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_class", "config_class", "fields", "left_out"),
     [
-        ("BertForMultipleChoice", "BertConfig", BERT, ("classifier.bias", "classifier.weight")),
         ("ViTForImageClassification", "ViTConfig", VIT, ("classifier.bias", "classifier.weight")),
     ],
 )

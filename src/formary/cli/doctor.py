@@ -40,6 +40,8 @@ _EXTRAS = {
     "datasets": "Hugging Face datasets folders",
     "languages": "keep only some languages (data.clean.languages)",
     "translate": "BLEU and chrF of written texts (sacrebleu)",
+    "search": "hyperparameter search (Optuna)",
+    "lm-eval": "the benchmarks of lm-evaluation-harness",
     "dev": "work on Formary itself",
 }
 _LEAST_DISK = 10**9  # bytes
