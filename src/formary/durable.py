@@ -95,6 +95,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; {} where there is none that can be read."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, durably."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

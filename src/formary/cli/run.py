@@ -45,11 +45,11 @@ def run(
     result = _execute(recipe, set_, folder, json, until="report")
     if json:
         return
-    _say(f"\nreport: {result.report}\nmodel:  {result.model}")
+    say(f"\nreport: {result.report}\nmodel:  {result.model}")
     if result.did:
-        _say("next, try:")
+        say("next, try:")
         for command in _next_commands(result):
-            _say(f"  {command}")
+            say(f"  {command}")
 
 
 def _repeat(
@@ -66,20 +66,20 @@ def _repeat(
             values |= {"validation": found.validation, "pooled": found.pooled, "notes": found.notes}
         print(json_format.dumps(values, ensure_ascii=False))
         return
-    _say(f"\nover {len(found.runs)} {'seeds' if folds is None else 'folds'}, mean and standard deviation:")
+    say(f"\nover {len(found.runs)} {'seeds' if folds is None else 'folds'}, mean and standard deviation:")
     for metric in (*found.metrics, *found.validation):
-        _say(
+        say(
             f"  {metric['metric'].replace('_', ' ')} {metric['mean']:.4f} ± {metric['spread']:.4f} ({metric['protocol']})"
         )
     if found.pooled:
-        _say(f"every row by the model that had not learned it ({found.pooled[0]['protocol']}):")
+        say(f"every row by the model that had not learned it ({found.pooled[0]['protocol']}):")
     for metric in found.pooled:
-        _say(f"  {metric['says']}")
+        say(f"  {metric['says']}")
     for metric in found.ensemble:
-        _say(f"  together: {metric['says']}")
+        say(f"  together: {metric['says']}")
     for note in found.notes:
-        _say(f"note: {note}")
-    _say("reports: " + ", ".join(str(result.report) for result in found.runs))
+        say(f"note: {note}")
+    say("reports: " + ", ".join(str(result.report) for result in found.runs))
 
 
 def prepare(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
@@ -96,7 +96,7 @@ def report(recipe: Target, set_: Overrides = None, folder: Folder = None, json: 
     """Write report.html and the model card (after the stages before, where they are not up to date)."""
     result = _execute(recipe, set_, folder, json, until="report")
     if not json:
-        _say(f"report: {result.report}")
+        say(f"report: {result.report}")
 
 
 def evaluate(
@@ -135,7 +135,7 @@ def evaluate(
         done = _execute(target, set_, folder, json, until="evaluate")
         if not (json or done.did):
             for sentence in findings(done.metrics):
-                _say(sentence)
+                say(sentence)
         return
     from formary.pipeline.measure import measure
 
@@ -154,7 +154,7 @@ def evaluate(
     apart = dict.fromkeys(metric["protocol"] for metric in result["metrics"] if "benchmarks" in result)
     for protocol in apart or (None,):
         for sentence in findings([m for m in result["metrics"] if protocol in (None, m["protocol"])]):
-            _say(sentence)
+            say(sentence)
     for note in result.get("notes", ()):
         print(f"note: {note}", file=sys.stderr)
 
@@ -172,7 +172,7 @@ def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json
     return result
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """A line as it is: paths and commands are neither coloured nor broken."""
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from formary.cli.run import AsJson, Overrides, Target, say
+
 if TYPE_CHECKING:
     from formary.pipeline.search import Found
 
 
 def search(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a ready recipe.")],
+    recipe: Target,
     trials: Annotated[
         int | None, typer.Option(help="How many trainings, those of earlier calls included; else search.trials.")
     ] = None,
@@ -22,13 +24,11 @@ def search(
         float | None, typer.Option(help="Begin no trial after this many minutes; else search.minutes.")
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Measure the best on the test rows and write its report.")] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the recipe.")
-    ] = None,
+    set_: Overrides = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where the search is kept; runs/NAME/search when left out.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Train a recipe with different settings and keep the best, judged by validation alone.
 
@@ -53,15 +53,13 @@ def search(
     if json:
         print(json_format.dumps(_plain(found), ensure_ascii=False))
         return
-    say = Console().print
-    options: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
     for line in found.lines():
-        say(line, **options)
-    say(f"all trials: {found.folder / 'search.html'}\nbest:       {found.best}", **options)
+        say(line)
+    say(f"all trials: {found.folder / 'search.html'}\nbest:       {found.best}")
     if found.run:
-        say(f"report:     {found.run.report}\nmodel:      {found.run.model}", **options)
+        say(f"report:     {found.run.report}\nmodel:      {found.run.model}")
     else:
-        say(f"next, try:\n  formary run {found.best}", **options)
+        say(f"next, try:\n  formary run {found.best}")
 
 
 def _plain(found: Found) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Benchmarks as data: a YAML file that says what is asked and how, with its rows in a JSONL file beside it.
 
 A row has choices, which a model scores by likelihood, or a target, which it writes. Files are checked to the field and the
-line; the rows a file names never lie outside its folder. It asks no model: that is `pipeline.benchmarks`.
+line; the rows a file names never lie outside its folder. It asks no model: that is `few_shot`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from formary.data.source import read
 from formary.errors import DataError, nearest
 from formary.evaluate import bigbench
 from formary.recipe import bundled
+from formary.recipe.reading import yaml_in
 from formary.tasks.multiple_choice import SEPARATOR, TEMPLATE, Normalise
 from formary.tasks.questions import question_of
 
@@ -264,15 +265,11 @@ def _from_yaml(path: Path) -> Benchmark:
 
 def _checked(path: Path) -> BenchmarkFile:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml_in(path.read_text(encoding="utf-8"), name=str(path), refusal=DataError)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such benchmark file") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise DataError(f"{path}: a benchmark is a YAML text file in UTF-8 ({error})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise DataError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: a benchmark is a mapping with at least name, licence and rows")
     if "data" in values and "rows" not in values:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from formary.errors import DataError
 from formary.evaluate import interval, linear
+from formary.evaluate.slices import FEW_VALUES, Slice, worst
 from formary.recipe.schema import Evaluate
 from formary.tasks.questions import Question
 
@@ -24,9 +25,6 @@ Floats = NDArray[np.float64]
 
 _WORST = 20  # rows shown
 _SHOWN = 500  # characters of a text that is shown
-_SLICES = 20  # slices shown
-_FEW_VALUES = 20  # a column with no more distinct values than this makes slices ...
-_SMALLEST_SLICE = 5  # ... of at least this many rows
 
 
 # Preferences ---------------------------------------------------------------------------------------------------------
@@ -51,7 +49,7 @@ def metrics(
         interval.metric_entry(
             "preference_accuracy",
             f"{where}, share of pairs in which the chosen text is preferred; chance is 0.5",
-            {name: _share(_right(given)) for name, given in answers.items()},
+            {name: interval.mean(_right(given)) for name, given in answers.items()},
             len(pairs),
             settings=settings,
             share_of_rows=True,
@@ -88,10 +86,6 @@ def _right(answers: Sequence[Answer]) -> Floats:
     return np.array([answer["preferred"] == "chosen" for answer in answers], dtype=np.float64)
 
 
-def _share(hits: Floats) -> interval.Statistic:
-    return lambda weights: np.asarray((weights @ hits) / weights.sum(axis=-1))
-
-
 # Multiple choice -----------------------------------------------------------------------------------------------------
 
 
@@ -110,26 +104,15 @@ def question_metrics(
         DataError: there are no questions, or one has no right choice.
     """
     _check(questions, where)
-    by_model = {name: _credits(questions, given) for name, given in answers.items()}
-    entry = interval.metric_entry(
-        "accuracy",
-        f"{where}, share of questions answered by a right choice; chance is {_chances(questions).mean():.3f}",
-        {name: _share(credits) for name, credits in by_model.items()},
-        len(questions),
-        settings=settings,
-    )
-    # Hits alone, or misses alone, leave a bootstrap without doubt. A random choice has neither: its share is known.
-    sure = {name: c for name, c in by_model.items() if c.min() == c.max() and c[0] in (0.0, 1.0)}
-    known = {name: interval.wilson(int(credits.sum()), len(credits)) for name, credits in sure.items()}
-    model = known.get("model", interval.Interval.from_json(entry["model"]))
-    others = {name: known.get(name, interval.Interval.from_json(v)) for name, v in entry["baselines"].items()}
     return [
-        entry
-        | {
-            "model": model.to_json(),
-            "baselines": {name: value.to_json() for name, value in others.items()},
-            "says": interval.sentence("accuracy", model, others, entry["verdicts"]),
-        }
+        interval.metric_entry(
+            "accuracy",
+            f"{where}, share of questions answered by a right choice; chance is {_chances(questions).mean():.3f}",
+            {name: interval.mean(_credits(questions, given)) for name, given in answers.items()},
+            len(questions),
+            settings=settings,
+            share_of_rows=True,
+        )
     ]
 
 
@@ -172,7 +155,7 @@ def question_details(
         "by_choices": by_choices,
         "by_position": by_position,
         "worst": [_wrong(number, questions[number], answers[number]) for number in order],
-        "slices": _slices(hits, columns or {}),
+        "slices": worst(_parts(columns or {}), hits, "accuracy"),
     }
 
 
@@ -271,23 +254,11 @@ def _wrong(number: int, question: Question, answer: Answer) -> dict[str, Any]:
     return shown | {"probability": float(answer["probability"])} if "probability" in answer else shown
 
 
-def _slices(hits: Floats, columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The values of columns where the model is worst, by the better end of their intervals: few rows must not look worst by chance."""
-    whole = float(hits.mean())
-    measured = []
-    for name, values in columns.items():
-        if not all(isinstance(value, Hashable) for value in values) or not 2 <= len(set(values)) <= _FEW_VALUES:
-            continue
-        for value, rows in _groups([str(value) for value in values]):
-            chosen = hits[rows]
-            if _SMALLEST_SLICE <= len(chosen) < len(hits):
-                doubt = interval.wilson(int(chosen.sum()), len(chosen))
-                shown = {
-                    "by": name,
-                    "slice": value,
-                    "rows": len(chosen),
-                    "metric": "accuracy",
-                    "below": doubt.high < whole,
-                }
-                measured.append((doubt.high, shown | doubt.to_json()))
-    return [shown for _, shown in sorted(measured, key=lambda pair: pair[0])[:_SLICES]]
+def _parts(columns: Mapping[str, Sequence[Any]]) -> list[Slice]:
+    """A slice for each value of the columns that have few."""
+    return [
+        Slice(name, value, rows)
+        for name, values in columns.items()
+        if all(isinstance(value, Hashable) for value in values) and 2 <= len(set(values)) <= FEW_VALUES
+        for value, rows in _groups([str(value) for value in values])
+    ]

@@ -17,21 +17,14 @@ from formary.errors import DataError, FormaryError
 from formary.evaluate import interval, texts
 from formary.evaluate.benchmark import Benchmark, Row
 from formary.infer.loaded import Model
-from formary.model.heads import LanguageHead
-from formary.model.topologies import Decoder
 from formary.recipe.schema import Evaluate
-from formary.tasks.likelihood import split_tokens
+from formary.tasks.likelihood import split_tokens, writes
 from formary.tasks.multiple_choice import SEPARATOR, MultipleChoice
 from formary.tasks.questions import question_of
 
 Array = NDArray[np.float64]
 
 _SCORED = {"none": "likelihood", "length": "likelihood per token", "bytes": "likelihood per byte"}
-
-
-def asks(model: Model) -> bool:
-    """Whether a model can be asked: a decoder that writes."""
-    return isinstance(model.network, Decoder) and isinstance(model.network.head, LanguageHead)
 
 
 def measured(model: Model, benchmark: Benchmark, *, settings: Evaluate) -> dict[str, Any]:
@@ -43,7 +36,7 @@ def measured(model: Model, benchmark: Benchmark, *, settings: Evaluate) -> dict[
     Raises:
         FormaryError: the model does not write text. DataError: a question cannot be asked.
     """
-    if not asks(model):
+    if not writes(model.network):
         raise FormaryError(
             "a benchmark asks a causal model that writes text, such as a GPT; this one is "
             f"an {model.config.topology} with head {model.config.head}"
@@ -166,12 +159,8 @@ def _matches(text: str, row: Row) -> bool:
 
 def _mean(name: str, protocol: str, gained: Mapping[str, Array], settings: Evaluate, *, share: bool) -> dict[str, Any]:
     count = len(gained["model"])
-    statistics = {model: _statistic(values) for model, values in gained.items()}
+    statistics = {model: interval.mean(values) for model, values in gained.items()}
     return interval.metric_entry(name, protocol, statistics, count, settings=settings, share_of_rows=share)
-
-
-def _statistic(values: Array) -> interval.Statistic:
-    return lambda weights: np.asarray((weights @ values) / weights.sum(axis=-1))
 
 
 def _protocol(benchmark: Benchmark, how: str) -> str:

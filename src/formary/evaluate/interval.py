@@ -187,6 +187,11 @@ def wilson(hits: int, count: int) -> Interval:
     return Interval(value, max(0.0, min(middle - half, value)), min(1.0, max(middle + half, value)))
 
 
+def mean(values: Array) -> Statistic:
+    """The mean of `values` (rows,) over the rows drawn."""
+    return lambda weights: np.asarray((weights @ values) / weights.sum(axis=-1))
+
+
 def metric_entry(
     name: str,
     protocol: str,
@@ -213,7 +218,7 @@ def metric_entry(
     values, drawn = _draw(count, [statistics[key] for key in ("model", *others)], settings.bootstrap, _SEED)
     intervals = [_percentile(float(value), row, count) for value, row in zip(values, drawn, strict=True)]
     if share_of_rows:
-        intervals = [wilson(round(i.value * count), count) if i.low == i.high else i for i in intervals]
+        intervals = [wilson(round(i.value * count), count) if i.value in (0.0, 1.0) else i for i in intervals]
     measured, *beside = intervals
     baselines = dict(zip(others, beside, strict=True))
     verdicts: dict[str, Verdict] = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from formary.evaluate.interval import Statistic
+from formary.evaluate.interval import Statistic, mean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -107,11 +107,6 @@ def numbers(true: Floats, guess: Floats) -> dict[str, Statistic]:
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------------
-
-
-def mean(values: Floats) -> Statistic:
-    """The mean over the drawn rows."""
-    return lambda weights: np.asarray((weights @ values) / weights.sum(axis=1))
 
 
 def roc_auc(positive: Flags, scores: Floats) -> Statistic:

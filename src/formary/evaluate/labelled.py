@@ -6,7 +6,7 @@ counted, and the first metric is given again without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,9 @@ from formary.recipe.schema import Evaluate
 from formary.tasks.protocol import Answer, LabelledTask, Row
 
 Answers = Sequence[Answer]
+
+LEAK_FREE = "without near-duplicates"
+"""In the protocol of a metric on the rows that nearly repeat no training row."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,11 @@ def measured(
     leaked = near_training(task, training, rows, settings.near_duplicates)
     notes = []
     if leaked:
-        kept = [number for number in range(len(rows)) if number not in leaked]
         notes.append(
             f"{len(leaked):,} of {len(rows):,} {split} rows nearly repeat a training row "
             f"(similarity above {settings.near_duplicates:g}); the first metric is given without them too"
         )
-        if kept:
-            rest = {name: [given[number] for number in kept] for name, given in by_model.items()}
-            where = f"{split} without near-duplicates of training rows, {len(kept):,} rows"
-            metrics.insert(1, suite.metrics(task, [rows[number] for number in kept], rest, settings, where)[0])
+        metrics[1:1] = first_without(leaked, task, rows, by_model, settings, split)
     return {
         "split": split,
         "metrics": metrics,
@@ -77,6 +76,23 @@ def measured(
         "leakage": {"rows": len(leaked), "of": len(rows), "examples": [_key(task, rows[n])[:200] for n in leaked[:3]]},
         "notes": notes,
     }
+
+
+def first_without(
+    leaked: Collection[int],
+    task: LabelledTask,
+    rows: Sequence[Row],
+    answers: Mapping[str, Answers],
+    settings: Evaluate,
+    where: str,
+) -> list[dict[str, Any]]:
+    """The first metric again without the rows that leaked; [] where none is left."""
+    kept = [number for number in range(len(rows)) if number not in leaked]
+    if not kept:
+        return []
+    rest = {name: [given[number] for number in kept] for name, given in answers.items()}
+    where = f"{where} {LEAK_FREE} of training rows, {len(kept):,} rows"
+    return suite_of(task).metrics(task, [rows[number] for number in kept], rest, settings, where)[:1]
 
 
 def headline(task: LabelledTask, rows: Sequence[Row], answers: Answers) -> tuple[str, float]:

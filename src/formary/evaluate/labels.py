@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from formary.errors import DataError
 from formary.evaluate import interval, label_scores, linear
 from formary.evaluate.interval import Statistic
 from formary.evaluate.label_scores import Flags, Floats, Ints
+from formary.evaluate.slices import FEW_VALUES, Slice, worst
 from formary.recipe.schema import Evaluate
 
 Row = Mapping[str, Any]
@@ -35,9 +35,6 @@ _HOW = {  # what the protocol says beyond the rows
 }
 _WORST = 20  # rows shown
 _SHOWN = 500  # characters of a text that is shown
-_SLICES = 20  # slices shown
-_FEW_VALUES = 20  # a column with no more distinct values than this makes slices ...
-_SMALLEST_SLICE = 5  # ... of at least this many rows
 _LARGEST_TABLE = 50  # classes in a confusion matrix; rarer ones share a line
 _POINTS = 1000  # rows of a regression that are given as points (true, answered)
 _REST = "(other labels)"
@@ -211,7 +208,8 @@ def details(
         score = hits.astype(np.float64)
     order = [int(place) for place in np.argsort(-badness, kind="stable")[:_WORST] if badness[place] > 0]
     found["worst"] = [_shown(place, rows[place], answers[place], kind) for place in order]
-    found["slices"] = _slices(rows, score, kind, columns)
+    name = {"single": "accuracy", "multi": "subset_accuracy", "regression": "mae"}[kind]
+    found["slices"] = worst(_parts(rows, kind, columns), score, name, errors=kind == "regression")
     return found
 
 
@@ -295,36 +293,7 @@ def _shown(place: int, row: Row, answer: Answer, kind: Kind) -> dict[str, Any]:
 # Slices ------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Rows that have something in common."""
-
-    by: str
-    name: str
-    rows: NDArray[np.bool_]  # (rows,) which
-
-
-def _slices(rows: Sequence[Row], score: Floats, kind: Kind, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The slices where the model is worst, by the better end of their intervals: few rows must not look worst by chance."""
-    whole = float(score.mean()) if len(score) else math.nan
-    measured = []
-    for part in _parts(rows, kind, columns):
-        chosen = score[part.rows]
-        if len(chosen) < _SMALLEST_SLICE or len(chosen) == len(score):
-            continue
-        if kind == "regression":
-            doubt = interval.bootstrap_rows(len(chosen), label_scores.mean(chosen), resamples=500, seed=0)
-            rank, below = -doubt.low, doubt.low > whole
-        else:
-            doubt = interval.wilson(int(chosen.sum()), len(chosen))
-            rank, below = doubt.high, doubt.high < whole
-        name = {"single": "accuracy", "multi": "subset_accuracy", "regression": "mae"}[kind]
-        shown = {"by": part.by, "slice": part.name, "rows": len(chosen), "metric": name, "below": below}
-        measured.append((rank, shown | doubt.to_json()))
-    return [shown for _, shown in sorted(measured, key=lambda pair: pair[0])[:_SLICES]]
-
-
-def _parts(rows: Sequence[Row], kind: Kind, columns: Sequence[str]) -> list[_Slice]:
+def _parts(rows: Sequence[Row], kind: Kind, columns: Sequence[str]) -> list[Slice]:
     labels = [label_names(row["label"]) for row in rows]
     lengths = np.array([len(text_of(row)) for row in rows], dtype=np.int64)
     parts = _quartiles("text length", lengths, lambda low, high: f"{low:,} to {high:,} characters")
@@ -338,26 +307,26 @@ def _parts(rows: Sequence[Row], kind: Kind, columns: Sequence[str]) -> list[_Sli
         if all(value is None or isinstance(value, str | int | float) for value in values_of):
             names = [["(none)"] if value is None else label_names(value) for value in values_of]
             distinct = len({name for row_names in names for name in row_names})
-            if 2 <= distinct <= _FEW_VALUES and (kind == "regression" or names != labels):
+            if 2 <= distinct <= FEW_VALUES and (kind == "regression" or names != labels):
                 parts += _values(column, names)
     return parts
 
 
-def _values(by: str, names: Sequence[Sequence[str]]) -> list[_Slice]:
+def _values(by: str, names: Sequence[Sequence[str]]) -> list[Slice]:
     """One slice for each name, those with the most rows first."""
     counts = Counter(name for row_names in names for name in set(row_names))
     common = sorted(counts, key=lambda name: (-counts[name], name))
-    return [_Slice(by, name, np.array([name in row_names for row_names in names])) for name in common]
+    return [Slice(by, name, np.array([name in row_names for row_names in names])) for name in common]
 
 
-def _quartiles(by: str, values: NDArray[Any], words: Callable[[Any, Any], str]) -> list[_Slice]:
+def _quartiles(by: str, values: NDArray[Any], words: Callable[[Any, Any], str]) -> list[Slice]:
     """Up to four slices of about equally many rows; equal values stay together."""
     if len(values) == 0:
         return []
     edges = np.unique(np.quantile(values, [0.25, 0.5, 0.75], method="lower"))
     place = np.searchsorted(edges, values)
     groups = [place == number for number in np.unique(place)]
-    return [_Slice(by, words(values[group].min(), values[group].max()), group) for group in groups]
+    return [Slice(by, words(values[group].min(), values[group].max()), group) for group in groups]
 
 
 def text_of(row: Row) -> str:

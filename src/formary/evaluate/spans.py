@@ -10,7 +10,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def metrics(
                 interval.metric_entry(
                     prefix + name,
                     f"{where}, {how}" + (f", {count:,} of them" if prefix else ""),
-                    {model: _mean(values) for model, values in measured.items()},
+                    {model: interval.mean(values) for model, values in measured.items()},
                     count,
                     settings=settings,
                     share_of_rows=all(np.isin(values, (0, 1)).all() for values in measured.values()),
@@ -185,13 +185,6 @@ def _asking(question: str) -> str:
         asking = _ASKING.search(question)
         return asking.group() if asking else "(other)"
     return (question.split() or [""])[0].lower().strip(string.punctuation)
-
-
-def _mean(values: Array) -> Callable[[Array], Array]:
-    def statistic(weights: Array) -> Array:
-        return np.asarray(weights @ values / weights.sum(axis=1))
-
-    return statistic
 
 
 def _slices(by: str, names: Sequence[str], scores: Array) -> list[dict[str, Any]]:

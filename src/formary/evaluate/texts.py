@@ -114,10 +114,10 @@ def metrics(
     table: list[tuple[str, str, Callable[[Scores], Statistic]]] = [
         ("bleu", f"sacrebleu {bleu_signature}", lambda s: _of_sums(s.bleu, references.bleu)),
         ("chrf", f"sacrebleu {chrf_signature}", lambda s: _of_sums(s.chrf, references.chrf)),
-        ("rouge_1", rouge, lambda s: _of_mean(s.rouge[:, 0])),
-        ("rouge_2", rouge, lambda s: _of_mean(s.rouge[:, 1])),
-        ("rouge_l", rouge, lambda s: _of_mean(s.rouge[:, 2])),
-        ("exact_match", "equal up to white space", lambda s: _of_mean(s.exact)),
+        ("rouge_1", rouge, lambda s: interval.mean(s.rouge[:, 0])),
+        ("rouge_2", rouge, lambda s: interval.mean(s.rouge[:, 1])),
+        ("rouge_l", rouge, lambda s: interval.mean(s.rouge[:, 2])),
+        ("exact_match", "equal up to white space", lambda s: interval.mean(s.exact)),
     ]
     if np.median(lengths) < _BLEU_ORDER:
         table.insert(0, table.pop())
@@ -311,11 +311,6 @@ def _f1(common: int, answered: int, expected: int) -> float:
 def _of_sums(statistics: Floats, score: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
     """A corpus metric under multiplicities of rows: (resamples, rows) -> (resamples,)."""
     return lambda weights: score(weights @ statistics)
-
-
-def _of_mean(values: Floats) -> Callable[[Floats], Floats]:
-    """A mean over rows under multiplicities: (resamples, rows) -> (resamples,)."""
-    return lambda weights: np.asarray((weights @ values) / weights.sum(axis=-1))
 
 
 def _scored(metric: Any, sums: Floats) -> Floats:

@@ -80,7 +80,7 @@ def metrics(
         for k in [*cutoffs, None]:
             name = "mrr" if k is None else f"recall_at_{k}"
             values = {model: r.reciprocal() if k is None else r.recall(k) for model, r in ranks.items()}
-            statistics = {model: _mean(found) for model, found in values.items()}
+            statistics = {model: interval.mean(found) for model, found in values.items()}
             entries.append(interval.metric_entry(name, protocol, statistics, len(pairs), settings=settings))
     if len(graded) > 1:
         correlations = {
@@ -246,10 +246,6 @@ def _unit_vectors(answers: Sequence[Answer], name: str) -> Any:
 
 def _dense(product: Any) -> Floats:
     return np.asarray(product.toarray() if hasattr(product, "toarray") else product, dtype=np.float64)
-
-
-def _mean(values: Floats) -> Statistic:
-    return lambda weights: np.asarray((weights @ values) / weights.sum(axis=-1))
 
 
 def _numbers(chosen: NDArray[np.bool_]) -> list[int]:

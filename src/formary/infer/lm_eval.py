@@ -13,9 +13,7 @@ from typing import Any
 
 from formary.errors import MissingExtra, RequestError
 from formary.infer.loaded import Model, load
-from formary.model.heads import LanguageHead
-from formary.model.topologies import Decoder
-from formary.tasks.likelihood import likelihoods
+from formary.tasks.likelihood import likelihoods, writes
 
 try:
     _harness: Any = import_module("lm_eval.api.model")
@@ -42,8 +40,7 @@ class FormaryLM(_harness.TemplateLM):  # type: ignore[misc]
     def __init__(self, model: Model | str | Path, **options: Any) -> None:
         super().__init__()
         self.model = model if isinstance(model, Model) else load(model)
-        network = self.model.network
-        if not isinstance(network, Decoder) or not isinstance(network.head, LanguageHead):
+        if not writes(self.model.network):
             raise RequestError(f"{model}: the harness needs a causal model that writes text, such as a GPT")
         ignored = sorted(set(options) - {"batch_size", "max_batch_size", "device"})  # the harness passes these three
         if ignored:

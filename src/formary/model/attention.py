@@ -91,7 +91,7 @@ class Attention(nn.Module):
             queries, mask = queries[:, :, :1], None if mask is None else mask[:, :, :1]
         dropped = self.dropout if self.training else 0.0
         causal = causal and mask is None
-        if queries.device.type == "cpu" and (dropped or (not causal and _slow_backward(queries, keys))):
+        if _slow_fused(queries, keys, causal=causal, dropped=dropped):
             attended = attend(queries, keys, values, mask=mask, causal=causal, scale=self.scale, dropped=dropped)
         else:
             attended = F.scaled_dot_product_attention(
@@ -145,12 +145,15 @@ def attend(
     return dropout(scores.softmax(dim=-1), dropped) @ values
 
 
-def _slow_backward(queries: Tensor, keys: Tensor) -> bool:
-    """Whether a gradient through torch's fused attention would take longer than one through `attend`.
+def _slow_fused(queries: Tensor, keys: Tensor, *, causal: bool, dropped: float) -> bool:
+    """Whether torch's fused attention, or a gradient through it, would take longer than `attend`.
 
-    On a CPU in bfloat16 it takes about three times as long; the fused one spares memory, so long sequences keep it.
+    On a CPU it has no dropout, and in bfloat16 its gradient takes about three times as long; it spares memory, so long
+    sequences keep it where nothing is dropped.
     """
-    if not (queries.requires_grad and queries.dtype == torch.bfloat16):
+    if queries.device.type != "cpu" or dropped:
+        return queries.device.type == "cpu"
+    if causal or not queries.requires_grad or queries.dtype != torch.bfloat16:
         return False
     batch, heads, seq, _ = queries.shape
     return heads == keys.shape[1] and batch * heads * seq * keys.shape[2] <= _WRITTEN_OUT

@@ -53,14 +53,19 @@ class Context:
 
     def rows_of(self, split: str) -> list[dict[str, Any]]:
         """The rows of a split."""
-        from formary.data.documents import read_documents
-
-        return [row.values for row in read_documents(self.documents / f"{split}.jsonl")]
+        return rows_in(self.folder, split)
 
     def rows(self, split: str) -> int:
         """Documents in a split, as the data story counted them."""
         story = json.loads((self.documents / "story.json").read_text(encoding="utf-8"))
         return int(story["splits"][split]["rows"])
+
+
+def rows_in(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a split of the run in `folder`."""
+    from formary.data.documents import read_documents
+
+    return [row.values for row in read_documents(folder / "data" / "documents" / f"{split}.jsonl")]
 
 
 def existing(reference: str, base: Path) -> Path | None:

@@ -6,6 +6,7 @@ What a task is, is the task's; which metrics and baselines its answers get, is e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
 from formary import durable
@@ -70,13 +71,12 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         task.remember(network.to(settled.device), [*examples, *validation], precision=settled.autocast)
     if not validation:
         context.console.print("  no validation rows: the last weights will count as the best")
-    longest = sorted(examples, key=lambda example: len(example.tokens), reverse=True)
     settings = settle(
         task.loss,
         network,
         settings=recipe.train,
         batches=lambda numbers: RowBatches(task, examples, numbers),
-        longest=lambda count: task.collate(longest[:count]),
+        longest=lambda count: task.collate(nlargest(count, examples, key=lambda example: len(example.tokens))),
         cuttable=not getattr(task, "contrasts", False),
         runtime=settled,
         run=context.folder,
@@ -189,11 +189,13 @@ def _task_and_network(
 
 
 def _switched(config: ModelConfig, recipe: Recipe) -> ModelConfig:
-    """The loaded model's config with what the recipe switches of it: only what leaves its weights their meaning."""
+    """The loaded model's config with what the recipe switches of it."""
     import dataclasses
 
+    from formary.pipeline.model import SWITCHED
+
     for name in recipe.model.switches:
-        if name not in ("dropout", "pooling"):
+        if name not in SWITCHED:
             raise RecipeError(f"model.switches.{name}: a loaded model can have only its dropout and pooling switched")
     stacks = {
         name: dataclasses.replace(stack, dropout=recipe.model.switches["dropout"])

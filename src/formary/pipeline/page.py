@@ -1,6 +1,9 @@
-"""The report page itself: its style and its template. What fills it is `report`'s."""
+"""The pages themselves: their style and frame, and the report's template. What fills them is `report`'s and `search_page`'s."""
 
 from __future__ import annotations
+
+import base64
+import hashlib
 
 STYLE = """
 :root {
@@ -104,18 +107,6 @@ footer { padding-top: 3.5rem; padding-bottom: 4rem; }
 """
 
 PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{{ style_hash }}'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<title>{{ report.name }}: {{ headline }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
 <header>
 <p class="eyebrow">{{ report.name }}{% if report.task %} · {{ report.task|label }}{% endif %}{% if report.created %} · {{ report.created[:16]|replace("T", " ") }}{% endif %}</p>
 <h1>{{ headline|capitalise|unbroken }}</h1>
@@ -267,6 +258,27 @@ PAGE = """\
 </section>
 {% endif %}
 </main>
-<footer class="small">Made by Formary{% if report.formary_version %} {{ report.formary_version }}{% endif %}. This page loads nothing and sends nothing.</footer>
+<footer class="small">Made by Formary{% if report.formary_version %} {{ report.formary_version }}{% endif %}. This page loads nothing and sends nothing.</footer>"""
+
+
+def framed(title: str, body: str, *, style: str = STYLE) -> str:
+    """A whole page of a title and a body, both HTML already; its policy lets in this style sheet and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return f"""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
 </body>
-</html>"""
+</html>
+"""

@@ -21,13 +21,13 @@ from rich.console import Console
 
 from formary import durable
 from formary.errors import RecipeError
+from formary.pipeline.context import rows_in
 from formary.pipeline.run import RunResult, run
 from formary.recipe import Recipe, read
 from formary.recipe.bundled import find, run_folder
 
 _DATA_STAGES = ("documents", "tokenizer", "tokens")
 _VALIDATED = ("validation_loss", "validation_bits_per_byte")  # in metrics.jsonl; the lowest counts
-_LEAK_FREE = "without near-duplicates"
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def cross_validate(
     for fold in range(1, folds + 1):
         chosen = [f"data.split.folds={folds}", f"data.split.fold={fold}"]
         runs.append(run(path, overrides=[*overrides, *chosen], folder=folder / str(fold), console=console))
-    keys = [_json(result.folder / "stages.json")["evaluate"]["key"] for result in runs]
-    known = _json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+    keys = [durable.read_json(result.folder / "stages.json")["evaluate"]["key"] for result in runs]
+    known = durable.read_json(folder / "summary.json")
     if known.get("keys") != keys:
         known = {"folds": folds, "keys": keys, **_over_folds(runs, made)}
         durable.write_json(folder / "summary.json", known)
@@ -121,7 +121,7 @@ def cross_validate(
 
 def share_data(first: Path, place: Path) -> None:
     """Give a run folder another one's finished data stages, without a second copy where the disk allows."""
-    done = _json(first / "stages.json") if (first / "stages.json").exists() else {}
+    done = durable.read_json(first / "stages.json")
     shutil.copytree(first / "data", place / "data", copy_function=_linked, dirs_exist_ok=True)
     durable.write_json(place / "stages.json", {name: done[name] for name in _DATA_STAGES if name in done})
 
@@ -151,7 +151,9 @@ def averaged(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _spread(metrics: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Mean and standard deviation of every metric that all runs have."""
-    by_run = [{(entry["metric"], _LEAK_FREE in entry["protocol"]): entry for entry in entries} for entries in metrics]
+    from formary.evaluate.labelled import LEAK_FREE
+
+    by_run = [{(entry["metric"], LEAK_FREE in entry["protocol"]): entry for entry in entries} for entries in metrics]
     found = []
     for key, first in by_run[0].items():
         values = [entries[key]["model"]["value"] for entries in by_run if key in entries]
@@ -165,11 +167,11 @@ def _ensemble(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Metrics of averaged probabilities or numbers, beside the first single model."""
     from formary.evaluate.labelled import suite_of
 
-    by_run = [_json(result.folder / "predictions.json") for result in runs]
+    by_run = [_answers(result.folder / "predictions.json") for result in runs]
     if not by_run[0] or not ({"probabilities", "value"} & by_run[0][0].keys()) or "tags" in by_run[0][0]:
         return []
-    split = _json(runs[0].folder / "evaluation.json")["split"]
-    rows, settings = _rows(runs[0], split), read(runs[0].folder / "recipe.yaml").evaluate
+    split = durable.read_json(runs[0].folder / "evaluation.json")["split"]
+    rows, settings = rows_in(runs[0].folder, split), read(runs[0].folder / "recipe.yaml").evaluate
     task = _task(runs[0])
     answers = {"model": [averaged(said) for said in zip(*by_run)], "one model": by_run[0]}
     where = f"{split}, {len(rows):,} rows, mean of {len(runs)} models"
@@ -182,7 +184,7 @@ def _ensemble(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
 def _over_folds(runs: Sequence[RunResult], recipe: Recipe) -> dict[str, Any]:
     """All of summary.json that is measured."""
     found: dict[str, Any] = {"metrics": [], "ensemble": [], "validation": _validation(runs), "pooled": [], "notes": []}
-    splits = {_json(result.folder / "evaluation.json")["split"] for result in runs}
+    splits = {durable.read_json(result.folder / "evaluation.json")["split"] for result in runs}
     notes = [f"each fold's rows also chose the best of its model's weights (by {recipe.train.best}): a slight flattery"]
     found["metrics"] = _spread([result.metrics for result in runs])
     if not recipe.pretrains:
@@ -213,15 +215,15 @@ def _validation(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
 
 def _pooled(runs: Sequence[RunResult], recipe: Recipe) -> tuple[list[dict[str, Any]], list[str]]:
     """Every row that is not test measured once, by the model that had not learned it, beside baselines likewise."""
-    from formary.evaluate.labelled import near_training, suite_of
+    from formary.evaluate.labelled import first_without, near_training, suite_of
 
     rows: list[dict[str, Any]] = []
     by_fold: list[dict[str, list[dict[str, Any]]]] = []
     leaked: set[int] = set()
     tasks = []
     for result in runs:
-        task, held, training = _task(result), _rows(result, "validation"), _rows(result, "train")
-        by_model = {"model": _json(result.folder / "fold_predictions.json")}
+        task, held, training = _task(result), rows_in(result.folder, "validation"), rows_in(result.folder, "train")
+        by_model = {"model": _answers(result.folder / "fold_predictions.json")}
         if recipe.evaluate.baselines:
             by_model |= suite_of(task).baselines(task, training, held)
         near = near_training(task, training, held, recipe.evaluate.near_duplicates)
@@ -232,18 +234,15 @@ def _pooled(runs: Sequence[RunResult], recipe: Recipe) -> tuple[list[dict[str, A
     names = [name for name in by_fold[0] if all(name in by_model for by_model in by_fold)]
     answers = {name: [answer for by_model in by_fold for answer in by_model[name]] for name in names}
     task = max(tasks, key=lambda task: len(getattr(task, "labels", ())))
-    suite, where = suite_of(task), f"out of fold, {len(rows):,} rows in {len(runs)} folds"
-    metrics = suite.metrics(task, rows, answers, recipe.evaluate, where)
+    where = f"out of fold, {len(rows):,} rows in {len(runs)} folds"
+    metrics = suite_of(task).metrics(task, rows, answers, recipe.evaluate, where)
     if not leaked:
         return metrics, []
     note = (
         f"{len(leaked):,} of {len(rows):,} rows nearly repeat a row of another fold (similarity above "
         f"{recipe.evaluate.near_duplicates:g}); the first pooled metric is given without them too"
     )
-    if kept := [number for number in range(len(rows)) if number not in leaked]:
-        rest = {name: [given[number] for number in kept] for name, given in answers.items()}
-        where = f"out of fold {_LEAK_FREE} of training rows, {len(kept):,} rows"
-        metrics.insert(1, suite.metrics(task, [rows[number] for number in kept], rest, recipe.evaluate, where)[0])
+    metrics[1:1] = first_without(leaked, task, rows, answers, recipe.evaluate, "out of fold")
     return metrics, [note]
 
 
@@ -253,11 +252,6 @@ def _task(result: RunResult) -> Any:
     return load(result.model).task
 
 
-def _rows(result: RunResult, split: str) -> list[dict[str, Any]]:
-    from formary.data.documents import read_documents
-
-    return [row.values for row in read_documents(result.folder / "data" / "documents" / f"{split}.jsonl")]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _answers(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -6,8 +6,6 @@ that were not measured are left out. It measures nothing itself: `ReportData` is
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +15,13 @@ from statistics import median
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from formary import durable
 from formary.evaluate.interval import Interval
 from formary.evaluate.labels import LOWER_IS_BETTER as LABELLED_LOWER
 from formary.pipeline import figures
-from formary.pipeline.page import PAGE, STYLE
+from formary.pipeline.page import PAGE, STYLE, framed
 from formary.pipeline.tables import tables_of
 
 LOWER_IS_BETTER = ("bits_per_byte", "loss", "perplexity", *LABELLED_LOWER)
@@ -226,14 +224,10 @@ def render_report(report: ReportData) -> str:
         "unbroken": _unbroken,
     }
     environment.filters.update(filters)
-    style = STYLE + figures.CSS
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     learning = _learning(report)
     data = data_story(report)
-    page = environment.from_string(PAGE).render(
+    body = environment.from_string(PAGE).render(
         report=report,
-        style=Markup(style),
-        style_hash=digest,
         headline=headline(report),
         metric=_main_metric(report),
         baselines=list(dict.fromkeys(name for m in report.metrics for name in m.baselines)),
@@ -252,7 +246,7 @@ def render_report(report: ReportData) -> str:
         continuation=continuation,
         settings=settings_of,
     )
-    return page + "\n"
+    return framed(escape(f"{report.name}: {headline(report)}"), body, style=STYLE + figures.CSS)
 
 
 def language_of(text: str, otherwise: str = "") -> str:

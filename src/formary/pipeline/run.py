@@ -76,8 +76,8 @@ def run(
     base = base or Path()
     folder = folder or bundled.run_folder(recipe)
     console = console or Console()
-    if (recipe.model.start or "").startswith(bundled.RECIPE):
-        _run_start(recipe, base, folder, console)
+    if start := bundled.starting_recipe(recipe, base):
+        _run_start(start, recipe, folder, console)
     began = time.perf_counter()
     fingerprints = file_fingerprints(recipe, base, folder)
     keys = stage_keys(recipe, fingerprints.values())
@@ -88,7 +88,7 @@ def run(
         speak = _Tee(console, log)
         done = _read_done(folder)
         waiting = [stage for stage in wanted if not _is_done(stage, keys, done, folder)]
-        if fingerprints != _read_json(folder / _FINGERPRINTS):
+        if fingerprints != durable.read_json(folder / _FINGERPRINTS):
             durable.write_json(folder / _FINGERPRINTS, fingerprints)
         if not waiting:
             speak.print(f"nothing to do: {folder} is up to date ({time.perf_counter() - began:.1f} s)")
@@ -108,19 +108,21 @@ def run(
     )
 
 
-def _run_start(recipe: Recipe, base: Path, folder: Path, console: Console) -> None:
+def _run_start(path: Path, recipe: Recipe, folder: Path, console: Console) -> None:
     """Run the recipe whose model this one starts from, in its own folder; it may start from a third one itself."""
-    path = bundled.recipe_of(str(recipe.model.start), base)
-    started, seen = read(path), {folder.resolve()}
-    made, at = started, path
-    while (place := bundled.run_folder(made).resolve()) not in seen:
-        seen.add(place)
-        if not (made.model.start or "").startswith(bundled.RECIPE):
-            run(started.model_copy(update={"machine": recipe.machine}), base=path.parent, console=console)
-            return
-        at = bundled.recipe_of(str(made.model.start), at.parent)
+    seen, at = {folder.resolve()}, path
+    while True:
         made = read(at)
-    raise RecipeError(f"model.start: {recipe.model.start} comes round to {place}, the folder of a run it starts")
+        place = bundled.run_folder(made).resolve()
+        if place in seen:
+            raise RecipeError(
+                f"model.start: {recipe.model.start} comes round to {place}, the folder of a run it starts"
+            )
+        seen.add(place)
+        if (following := bundled.starting_recipe(made, at.parent)) is None:
+            break
+        at = following
+    run(read(path).model_copy(update={"machine": recipe.machine}), base=path.parent, console=console)
 
 
 def stage_keys(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, str]:
@@ -145,7 +147,7 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
     paths = expand([*data.sources, *data.validation, *data.test], base)
     extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start]
     paths += [path for name in extra if name and (path := existing(name, base))]
-    known = _read_json(folder / _FINGERPRINTS)
+    known = durable.read_json(folder / _FINGERPRINTS)
     found: dict[str, str] = {}
     for path in paths:
         stat = path.stat()
@@ -237,20 +239,12 @@ def owned(folder: Path) -> Iterator[TextIO]:
 
 def _read_done(folder: Path) -> dict[str, dict[str, Any]]:
     """Finished stages by name; an entry that is not one of ours counts as not done."""
-    found = _read_json(folder / _DONE).items()
+    found = durable.read_json(folder / _DONE).items()
     return {name: entry for name, entry in found if isinstance(entry, dict) and {"key", "seconds"} <= entry.keys()}
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
-    return list(_read_json(folder / "evaluation.json").get("metrics", []))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return list(durable.read_json(folder / "evaluation.json").get("metrics", []))
 
 
 def _hash(value: Any) -> str:

@@ -25,6 +25,7 @@ from rich.console import Console
 from formary import durable
 from formary.errors import FormaryError, MissingExtra, RecipeError
 from formary.pipeline.context import existing
+from formary.pipeline.model import SWITCHED
 from formary.pipeline.repeat import share_data
 from formary.pipeline.run import RunResult, file_fingerprints, owned, run, stage_keys
 from formary.pipeline.search_page import page_of
@@ -156,7 +157,7 @@ def _check_of(path: Path, overrides: Sequence[str]) -> Callable[[str, Any], None
         if not field.startswith("model.") or field == "model.start":
             return
         switch = field.removeprefix("model.switches.")
-        if model.start is not None and switch not in ("dropout", "pooling"):
+        if model.start is not None and switch not in SWITCHED:
             raise RecipeError(f"{field}: a loaded model can have only its dropout and pooling switched")
         if switch in whole and isinstance(value, float):
             raise RecipeError(f"{field}: takes whole numbers (got {value!r})")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from formary.pipeline.page import STYLE
+from formary.pipeline.page import framed
 from formary.recipe.space import plain
 
 
@@ -37,25 +35,10 @@ def page_of(name: str, summary: Mapping[str, Any], *, lower_is_better: bool) -> 
         shares = [([field, f"{share:.0%}"], False) for field, share in summary["importance"].items()]
         parts.append(f"<h2>Share of the variance among these trials</h2>{_table(['field', 'share'], shares)}")
     parts.append("".join(f'<p class="small">{escape(note)}</p>' for note in summary["notes"]))
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     sections = "".join(f"<section>{part}</section>" for part in parts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(name)}: {escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header><p class="eyebrow">{escape(name)} · search</p><h1>{escape(title[0].upper() + title[1:])}</h1></header>
-<main>{sections}</main>
-</body>
-</html>
-"""
+    eyebrow = f'<p class="eyebrow">{escape(name)} · search</p>'
+    header = f"<header>{eyebrow}<h1>{escape(title[0].upper() + title[1:])}</h1></header>"
+    return framed(f"{escape(name)}: {escape(title)}", f"{header}\n<main>{sections}</main>")
 
 
 def _table(head: list[str], rows: list[tuple[list[str], bool]]) -> str:

@@ -70,6 +70,12 @@ def recipe_of(reference: str, base: Path) -> Path:
     return next((path for path in beside if path.is_file()), None) or find(name)
 
 
+def starting_recipe(recipe: Recipe, base: Path) -> Path | None:
+    """The recipe file whose model a recipe in `base` starts from; None where it starts from no recipe's."""
+    start = recipe.model.start
+    return recipe_of(start, base) if start is not None and start.startswith(RECIPE) else None
+
+
 def run_folder(recipe: Recipe) -> Path:
     """Where a recipe runs when nobody says otherwise."""
     return Path(recipe.run_folder or Path("runs") / recipe.name)

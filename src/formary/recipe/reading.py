@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from formary.errors import RecipeError, nearest
+from formary.errors import FormaryError, RecipeError, nearest
 from formary.recipe.schema import Recipe
 
 _AUTO = "literal['auto']"  # what pydantic calls the other choice of a field that takes a number or auto
@@ -35,12 +35,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """The recipe written in `text`; `name` is what errors call it."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    values = yaml_in(text, name=name)
     if not isinstance(values, dict):
         raise RecipeError(
             f"{name}: a recipe is a mapping with at least `name` and `data`; `formary init DATA` writes one"
@@ -52,6 +47,16 @@ def parse(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> 
     except ValidationError as error:
         problems = [problem for problem in error.errors() if problem["loc"][-1] != _AUTO]  # its number is named too
         raise RecipeError(f"{name}: " + "; ".join(_sentence(problem) for problem in problems)) from None
+
+
+def yaml_in(text: str, *, name: str, refusal: type[FormaryError] = RecipeError) -> Any:
+    """What is written in a YAML text; a `refusal` names the line where it is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise refusal(f"{name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
 
 
 def to_yaml(recipe: Recipe) -> str:

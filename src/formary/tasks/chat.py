@@ -40,9 +40,8 @@ class Chat:
     """
 
     name = "chat"
-    form: ClassVar[RowForm] = RowForm(
-        columns=(), text=composed, check=messages_of
-    )  # several forms of rows are read as messages
+    # Several forms of rows are read as messages, so no column is a must.
+    form: ClassVar[RowForm] = RowForm(columns=(), text=composed, check=messages_of)
     asks: ClassVar[tuple[str, ...]] = ("messages",)
     answers: ClassVar[Answers] = "texts"
 

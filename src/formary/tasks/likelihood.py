@@ -12,12 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from formary.data.buckets import by_length
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Network
+from formary.tasks.cross_entropy import IGNORED
 from formary.tasks.protocol import Precision
 from formary.tasks.reading import padded
 
@@ -29,6 +33,30 @@ class Likelihood(NamedTuple):
 
     logprob: float
     greedy: bool
+
+
+def writes(network: Network) -> bool:
+    """Whether a network is a causal model that writes text: only such a one has likelihoods."""
+    return isinstance(network, Decoder) and isinstance(network.head, LanguageHead)
+
+
+def log_likelihoods(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
+    """The summed log-probability of each sequence's targets, (batch,); `IGNORED` ones do not count.
+
+    The logits of one sequence at a time are held, and made again for the gradient.
+    """
+    assert isinstance(network, Decoder) and isinstance(network.head, LanguageHead)
+    head = network.head
+
+    def one(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return -F.cross_entropy(head(hidden).float(), wanted, reduction="sum")
+
+    found = []
+    for hidden, wanted in zip(network(tokens), targets):
+        scored = wanted != IGNORED
+        rows = hidden[scored], wanted[scored]
+        found.append(checkpoint(one, *rows, use_reentrant=False) if torch.is_grad_enabled() else one(*rows))
+    return torch.stack(found)
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED
-from formary.tasks.likelihood import split_tokens
+from formary.tasks.likelihood import log_likelihoods, split_tokens
 from formary.tasks.models import (
     context_of,
     reading_tokens,
@@ -35,7 +35,6 @@ from formary.tasks.models import (
     with_label_head,
     with_language_head,
 )
-from formary.tasks.preference import log_likelihoods
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
 from formary.tasks.questions import Question, composed, question_of
 from formary.tasks.reading import Reader, hidden_states, outputs, padded, place_of

@@ -16,18 +16,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from formary.data.conversations import Conversation, messages_of
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, FormaryError, RecipeError
 from formary.model.config import ModelConfig
-from formary.model.heads import LanguageHead
-from formary.model.topologies import Decoder, Network
+from formary.model.topologies import Network
 from formary.recipe.schema import Recipe
 from formary.tasks.chat import Chat
 from formary.tasks.cross_entropy import IGNORED
+from formary.tasks.likelihood import log_likelihoods
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
 from formary.tasks.reading import outputs, padded, place_of
 
@@ -237,22 +236,3 @@ def _both(network: Network, batch: Batch) -> Tensor:
     """The log-likelihoods in nats of chosen and rejected answers, (batch, 2)."""
     sides = [(batch["tokens"], batch["targets"]), (batch["rejected_tokens"], batch["rejected_targets"])]
     return torch.stack([log_likelihoods(network, tokens, targets) for tokens, targets in sides], dim=1)
-
-
-def log_likelihoods(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
-    """The summed log-probability of each sequence's targets, (batch,); `IGNORED` ones do not count.
-
-    The logits of one sequence at a time are held, and made again for the gradient.
-    """
-    assert isinstance(network, Decoder) and isinstance(network.head, LanguageHead)
-    head = network.head
-
-    def one(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return -F.cross_entropy(head(hidden).float(), wanted, reduction="sum")
-
-    found = []
-    for hidden, wanted in zip(network(tokens), targets):
-        scored = wanted != IGNORED
-        rows = hidden[scored], wanted[scored]
-        found.append(checkpoint(one, *rows, use_reentrant=False) if torch.is_grad_enabled() else one(*rows))
-    return torch.stack(found)

@@ -23,7 +23,7 @@ from formary.hub.checkpoint import representing
 from formary.hub.families.family import Family, Rule, join, split
 from formary.hub.weights import stack_of
 from formary.model.config import ModelConfig
-from formary.model.dropout import dropout
+from formary.model.dropout import Dropout
 from formary.model.topologies import Network, build
 from formary.recipe.schema import Tune
 
@@ -53,7 +53,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.rows = linear.in_features, linear.out_features, rows
         self.weight, self.bias = linear.weight, linear.bias
-        self.scale, self.dropout = tune.alpha / tune.rank, tune.lora_dropout
+        self.scale, self.dropout = tune.alpha / tune.rank, Dropout(tune.lora_dropout)
         bound, device = 1 / math.sqrt(linear.in_features), linear.weight.device  # Kaiming uniform with a = sqrt(5)
         self.lora_a = nn.ParameterList(
             torch.empty(tune.rank, linear.in_features).uniform_(-bound, bound, generator=generator).to(device)
@@ -64,9 +64,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        dropped = dropout(inputs, self.dropout) if self.training else inputs
         # One narrow product for all A, and one for all B as a block-diagonal matrix, added where the frozen one ends.
-        low = self.scale * F.linear(dropped, torch.cat(list(self.lora_a)))  # (..., pieces x rank)
+        low = self.scale * F.linear(self.dropout(inputs), torch.cat(list(self.lora_a)))  # (..., pieces x rank)
         frozen = F.linear(inputs, self.weight, self.bias)
         joined = torch.block_diag(*self.lora_b)  # type: ignore[no-untyped-call]
         updated = torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), joined.T)

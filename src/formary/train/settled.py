@@ -6,7 +6,6 @@ resumed run goes on with the same numbers. Everything after it sees numbers only
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -90,11 +89,8 @@ def recorded(settings: Train, run: Path, key: str) -> Train:
 
 def found_in(file: Path, key: str) -> dict[str, Any]:
     """What a finder left for the training of this key; {} where it did not."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and found.get("key") == key else {}
+    found = durable.read_json(file)
+    return found if found.get("key") == key else {}
 
 
 def _with_batch(settings: Train, found: dict[str, Any]) -> Train:
