@@ -113,12 +113,14 @@ def test_requests_may_join_and_leave_between_steps(make_network: Make) -> None:
     ]
     alone = {request.id: tokens(Engine(network), request)[0] for request in requests}
     engine = Engine(network, slots=3)
-    events = engine.add([requests[0], requests[1]])
-    events += engine.step() + engine.step()
+    engine.submit(requests[0])
+    engine.submit(requests[1])
+    events = engine.step() + engine.step() + engine.step()
     engine.cancel("r0")
-    events += engine.add([requests[2]])
+    engine.submit(requests[2])
+    events += engine.step()
     assert engine.active == 2 and engine.free == 1
-    while engine.active:
+    while engine.busy:
         events += engine.step()
     found = {name: [event.token for event in events if event.request == name] for name in alone}
     assert found == {**alone, "r0": alone["r0"][:3]}
@@ -235,7 +237,9 @@ def test_equal_prompts_are_read_once(make_network: Make, monkeypatch: pytest.Mon
         return prefill(start, prompts, sources)
 
     monkeypatch.setattr(engine._stepper, "prefill", counted)
-    engine.add([Request((1, 2, 3), n=3), Request((1, 2, 3)), Request((4,))])
+    for request in (Request((1, 2, 3), n=3), Request((1, 2, 3)), Request((4,))):
+        engine.submit(request)
+    engine.step()
     assert sorted(read) == [1, 3]
 
 
@@ -268,7 +272,7 @@ def test_closing_the_iterator_frees_the_slots(make_network: Make) -> None:
 )
 def test_a_request_that_cannot_be_followed_says_why(request_: Request, named: str, make_network: Make) -> None:
     with pytest.raises(RequestError, match=named):
-        Engine(make_network("gpt2-mini")).add([request_])
+        Engine(make_network("gpt2-mini")).submit(request_)
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"n": 0}, {"logprobs": -1}, {"stop": ("",)}])
@@ -286,7 +290,7 @@ def test_encoder_decoders_name_what_does_not_fit(make_network: Make) -> None:
         (Request((1,), sliding=True), "sliding"),
     ]:
         with pytest.raises(RequestError, match=named):
-            Engine(network).add([request])
+            Engine(network).submit(request)
 
 
 def test_an_encoder_is_refused(make_network: Make) -> None:

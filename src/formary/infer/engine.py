@@ -8,80 +8,38 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from formary.errors import RequestError
-from formary.infer.sampling import History, SamplingSettings, Table, sample, uniform
+from formary.infer.request import (
+    NO_TOKEN,
+    Constraint,
+    EngineStatistics,
+    Event,
+    Finish,
+    PromptScores,
+    Request,
+    TextDecoder,
+)
+from formary.infer.sampling import History, Table, sample, uniform
 from formary.infer.stepper import Stepper, groups
 from formary.infer.stopping import StopStrings
 from formary.model.topologies import Network
 
-Finish = Literal["stop", "length"]
-
-
-class TextDecoder(Protocol):
-    """Turns token ids into text as they come, holding back incomplete characters."""
-
-    def push(self, id: int, /) -> str:
-        """The text that is complete after one more token."""
-        ...
-
-    def flush(self) -> str:
-        """What is left at the end."""
-        ...
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be written.
-
-    Args:
-        prompt: token ids; an encoder-decoder reads them as the source.
-        max_tokens: stop with reason "length" after this many.
-        n: how many answers; answer i draws from (seed, i).
-        prefix: what an encoder-decoder's target begins with; (decoder_start_id,) when left out.
-        stop_tokens: ids that end an answer; the model's eos_id when left out.
-        stop: strings that end an answer and are not part of its text.
-        logprobs: None for none, 0 for the chosen tokens', k for the k likeliest tokens' as well.
-        sliding: at the end of the context go on with its last half, instead of stopping with reason "length".
-        id: the caller's name for it, repeated in its events.
-    """
-
-    prompt: tuple[int, ...]
-    settings: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int = 256
-    n: int = 1
-    prefix: tuple[int, ...] | None = None
-    stop_tokens: frozenset[int] | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    sliding: bool = False
-    id: int | str = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_tokens", 1), ("n", 1), ("logprobs", 0)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise RequestError(f"{name} = {value!r}: must be a whole number of at least {least}")
-        if not all(isinstance(stop, str) and stop for stop in self.stop):
-            raise RequestError(f"stop = {list(self.stop)!r}: every stop string must be a non-empty string")
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One token of one answer. `text` is what may now be shown: it can lag behind the tokens, and catches up."""
-
-    request: int | str
-    sample: int
-    token: int
-    text: str
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    finish: Finish | None = None
+__all__ = [
+    "NO_TOKEN",
+    "Constraint",
+    "Engine",
+    "EngineStatistics",
+    "Event",
+    "Finish",
+    "PromptScores",
+    "Request",
+    "TextDecoder",
+]
 
 
 class Engine:
@@ -106,12 +64,16 @@ class Engine:
         slots: int = 8,
         context: int | None = None,
         text_decoder: Callable[[], TextDecoder] | None = None,
+        chunk: int = 256,
+        prefix_cache_tokens: int = 0,
+        draft: Network | None = None,
     ) -> None:
         self.slots = slots
         self._stepper = Stepper(network, slots=slots, context=context)
         self._config = network.config
         self._text_decoder = text_decoder
         self._active: list[_Answer] = []
+        self._waiting: deque[_Answer] = deque()
         self._table: Table | None = None  # of the active rows; None when they have changed
 
     @property
@@ -129,38 +91,59 @@ class Engine:
         """Answers being written."""
         return len(self._active)
 
+    @property
+    def reading(self) -> int:
+        """Answers whose prompts are being read."""
+        return 0
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._active or self._waiting)
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """Counters since the engine was made."""
+        return EngineStatistics()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its answers join as slots become free.
+
+        Raises:
+            RequestError: a prompt that does not fit, or settings that this model cannot follow.
+        """
+        self._waiting.extend(self._answers(request))
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Write the answers to all requests; event.request is the request's place in the list.
 
         More answers than slots wait for a free one. Closing the iterator frees the slots.
         """
-        if self._active:
-            raise RuntimeError("this engine is busy: use add and step to write several requests side by side")
-        answers = [self._answers(replace(request, id=place)) for place, request in enumerate(requests)]
-        waiting = deque(answer for group in answers for answer in group)
+        if self.busy:
+            raise RuntimeError("this engine is busy: use submit and step to write several requests side by side")
         try:
-            while waiting or self._active:
-                if waiting and self.free:
-                    yield from self._start([waiting.popleft() for _ in range(min(self.free, len(waiting)))])
-                else:
-                    yield from self.step()
+            for place, request in enumerate(requests):
+                self.submit(replace(request, id=place))
+            while self.busy:
+                yield from self.step()
         finally:
+            self._waiting.clear()
             self._active.clear()
             self._table = None
 
-    def add(self, requests: Sequence[Request]) -> list[Event]:
-        """Read the prompts of new requests into free slots; the events of their first tokens.
-
-        Raises:
-            RequestError: a prompt that does not fit, or settings that this model cannot follow.
-        """
-        answers = [answer for request in requests for answer in self._answers(request)]
-        if len(answers) > self.free:
-            raise RuntimeError(f"{len(answers)} answers need slots, {self.free} of {self.slots} are free")
-        return self._start(answers)
-
     def step(self) -> list[Event]:
-        """One more token for every active answer; the events in no particular order of requests."""
+        """Read prompts and write one token, or a few, for every active answer; the events in no particular order."""
+        events = self._write()
+        if self._waiting and self.free:
+            events += self._start([self._waiting.popleft() for _ in range(min(self.free, len(self._waiting)))])
+        return events
+
+    def _write(self) -> list[Event]:
         if not self._active:
             return []
         for row, answer in enumerate(self._active):
@@ -172,7 +155,8 @@ class Engine:
         return self._emit(0, logits, self._table)
 
     def cancel(self, request: int | str) -> None:
-        """Stop writing the answers to a request; their slots are free at once."""
+        """Forget a request, wherever it is: waiting, being read or being written; its slots are free at once."""
+        self._waiting = deque(answer for answer in self._waiting if answer.request.id != request)
         self._remove([row for row, answer in enumerate(self._active) if answer.request.id == request])
 
     def _answers(self, request: Request) -> list[_Answer]:

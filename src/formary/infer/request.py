@@ -1,0 +1,145 @@
+"""What is asked of the engine and what it answers: requests, events, scores of prompts, counters.
+
+Plain values: nothing here runs a network. A request is checked as it is made; whether it fits a model is the engine's
+to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from formary.errors import RequestError
+from formary.infer.sampling import SamplingSettings
+
+Finish = Literal["stop", "length"]
+Top = tuple[tuple[int, float], ...]  # the likeliest (token, log-probability) pairs, best first
+
+NO_TOKEN = -1  # of the one event of an answer for which nothing was to be written
+
+
+class TextDecoder(Protocol):
+    """Turns token ids into text as they come, holding back incomplete characters."""
+
+    def push(self, id: int, /) -> str:
+        """The text that is complete after one more token."""
+        ...
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        ...
+
+
+class Constraint(Protocol):
+    """What one answer may say next; it follows the answer token by token."""
+
+    def allowed(self) -> Tensor:
+        """True where the next token may be: bool (vocab_size,)."""
+        ...
+
+    def accept(self, token: int, /) -> None:
+        """Follow the token that was chosen."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete and nothing may follow."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be written.
+
+    Args:
+        prompt: token ids; an encoder-decoder reads them as the source.
+        max_tokens: stop with reason "length" after this many; 0 only scores the prompt (see `prompt_logprobs`).
+        n: how many answers; answer i draws from (seed, i).
+        prefix: what an encoder-decoder's target begins with; (decoder_start_id,) when left out.
+        stop_tokens: ids that end an answer; the model's eos_id when left out.
+        stop: strings that end an answer and are not part of its text.
+        logprobs: None for none, 0 for the chosen tokens', k for the k likeliest tokens' as well.
+        prompt_logprobs: the same for the prompt's tokens; a decoder's only.
+        sliding: at the end of the context go on with its last half, instead of stopping with reason "length".
+        constraint: makes a fresh constraint for each answer.
+        speculate: guess several tokens ahead and check them in one pass; the answer is the same. None: where the
+            engine measures that it pays.
+        id: the caller's name for it, repeated in its events.
+    """
+
+    prompt: tuple[int, ...]
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    max_tokens: int = 256
+    n: int = 1
+    prefix: tuple[int, ...] | None = None
+    stop_tokens: frozenset[int] | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    sliding: bool = False
+    constraint: Callable[[], Constraint] | None = None
+    speculate: bool | None = None
+    id: int | str = 0
+
+    def __post_init__(self) -> None:
+        least_tokens = 1 if self.prompt_logprobs is None else 0
+        for name, least in (("max_tokens", least_tokens), ("n", 1), ("logprobs", 0), ("prompt_logprobs", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                hint = "; 0 needs prompt_logprobs" if name == "max_tokens" and value == 0 else ""
+                raise RequestError(f"{name} = {value!r}: must be a whole number of at least {least}{hint}")
+        if not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise RequestError(f"stop = {list(self.stop)!r}: every stop string must be a non-empty string")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """How likely the model finds each token of a prompt, given those before it; None and () for the first."""
+
+    logprobs: tuple[float | None, ...]
+    top: tuple[Top, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One token of one answer. `text` is what may now be shown: it can lag behind the tokens, and catches up.
+
+    Args:
+        token: the id; `NO_TOKEN` in the only event of an answer with max_tokens = 0.
+        prompt: on a request's first event, when `prompt_logprobs` was asked for.
+        cached: on an answer's first event, how many of its prompt's tokens came from the prefix cache.
+    """
+
+    request: int | str
+    sample: int
+    token: int
+    text: str
+    logprob: float | None = None
+    top: Top = ()
+    finish: Finish | None = None
+    prompt: PromptScores | None = None
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """Counters since the engine was made.
+
+    Args:
+        prompt_tokens: of the prompts that were read; one that several answers share counts once.
+        cached_tokens: of those, how many came from the prefix cache.
+        generated_tokens: that came out in events.
+        steps: with something to do.
+        proposed: tokens that speculation guessed.
+        accepted: of those, how many were right.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    proposed: int = 0
+    accepted: int = 0
