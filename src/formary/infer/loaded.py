@@ -172,7 +172,7 @@ class Model:
         if not isinstance(prompt, str | list | tuple):
             raise RequestError(f"prompt: must be a text or a list of texts, not {type(prompt).__name__}")
         texts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompts = [self._prompt_tokens(text) for text in texts]
+        prompts = [self.prompt_tokens(text) for text in texts]
         written = self.write(prompts, options, n=n)
         if echo:
             written = [
@@ -186,7 +186,7 @@ class Model:
 
         Characters are never broken, and text that may become a stop string is held back until it cannot.
         """
-        request, _ = self._request(self._prompt_tokens(prompt), 1, options)
+        request, _ = self.request(self.prompt_tokens(prompt), 1, options)
         return self._pieces(request)
 
     def chat(
@@ -202,7 +202,7 @@ class Model:
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
         """`chat`, piece by piece."""
-        request, _ = self._request(self.chat_tokens(messages), 1, options)
+        request, _ = self.request(self.chat_tokens(messages), 1, options)
         return self._pieces(request)
 
     def chat_tokens(self, messages: Sequence[Message], **variables: Any) -> tuple[int, ...]:
@@ -325,7 +325,7 @@ class Model:
         """`generate` for prompts that are tokens already, exactly as the network reads them."""
         requests = []
         for prompt in prompts:
-            request, beam_options = self._request(prompt, n, options)
+            request, beam_options = self.request(prompt, n, options)
             if beam_options is not None:
                 return [self._from_beam(p, h) for p in prompts for h in self._beam(p, n, request, beam_options)]
             requests.append(request)
@@ -354,18 +354,23 @@ class Model:
             self.network,
             slots=min(max(sum(request.n for request in requests), 1), _MOST_SLOTS),
             context=self.config.context if whole else min(longest, self.config.context),
-            text_decoder=self._text_decoder,
+            text_decoder=self.text_decoder,
         )
 
     @property
-    def _text_decoder(self) -> Any:
+    def text_decoder(self) -> Any:
+        """Makes a fresh `TextDecoder` for an answer, as the engine takes it."""
         # The sentinels of span corruption are special tokens, and the answer itself.
         return partial(self.tokenizer.stream_decoder, skip_special_tokens=not self.tokenizer.sentinel_ids)
 
-    def _request(
+    def request(
         self, prompt: tuple[int, ...], n: int, options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any] | None]:
-        """The engine's request, and the options of beam search when that is asked for."""
+        """The engine's request for the options of `generate`, and those of beam search when that is asked for.
+
+        Raises:
+            RequestError: an unknown option, or a value that cannot be followed.
+        """
         for name in options:
             if name not in _OPTIONS:
                 hint = nearest(name, _OPTIONS) or f"options: {', '.join(_OPTIONS)}"
@@ -381,7 +386,7 @@ class Model:
             max_tokens=merged.get("max_tokens", _MAX_TOKENS),
             n=n,
             prefix=self._prefix(),
-            stop_tokens=self._stop_tokens(),
+            stop_tokens=self.stop_tokens(),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             logprobs=merged.get("logprobs"),
             sliding=merged.get("sliding", False),
@@ -429,7 +434,7 @@ class Model:
             scores = (None, *Stepper(self.network, slots=1, context=1).token_logprobs(prompt))
         return replace(generation, text=text + generation.text, prompt_logprobs=scores)
 
-    def _prompt_tokens(self, text: str) -> tuple[int, ...]:
+    def prompt_tokens(self, text: str) -> tuple[int, ...]:
         """The prompt as the family reads it: with the tokens its tokenizer puts around a text, at least one."""
         if not isinstance(text, str):
             raise RequestError(f"prompt: must be a text or a list of texts, not {type(text).__name__}")
@@ -441,10 +446,14 @@ class Model:
         ids = (self.config.bos_id, self.tokenizer.bos_id, self.config.eos_id, self.tokenizer.eos_id)
         return next((token for token in ids if token is not None), None)
 
-    def _stop_tokens(self) -> frozenset[int]:
+    def stop_tokens(self) -> frozenset[int]:
+        """The ids that end an answer."""
         listed = self.generation_config.get("eos_token_id")
         ids = listed if isinstance(listed, list) else [listed]
         return frozenset(int(token) for token in (*ids, self.config.eos_id, self.tokenizer.eos_id) if token is not None)
+
+    # The names that these had before they were public.
+    _request, _prompt_tokens, _text_decoder = request, prompt_tokens, text_decoder
 
     def _prefix(self) -> tuple[int, ...] | None:
         """What a target begins with: the start token, and the first token that some families force (BART)."""
@@ -464,8 +473,8 @@ class Model:
         return [float("nan"), *stepper.token_logprobs(tokens)] if tokens else []
 
     def _score_target(self, source: str, target: str) -> list[float]:
-        source_tokens = self._prompt_tokens(source)
-        tokens = [*(self._prefix() or ())[:1], *self._prompt_tokens(target)]
+        source_tokens = self.prompt_tokens(source)
+        tokens = [*(self._prefix() or ())[:1], *self.prompt_tokens(target)]
         self._check_length(tokens[1:])
         return Stepper(self.network, slots=1, context=1).token_logprobs(tokens, source_tokens)
 
