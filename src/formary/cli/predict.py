@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from formary.errors import FormaryError
 
@@ -53,7 +54,8 @@ def compare(
     """Measure two models on the same rows: better, worse, or cannot tell, by paired 95 % intervals."""
     from formary.pipeline.measure import compare as measure
 
-    result = measure(model_a, model_b, data, columns=_mapping(column))
+    console = None if json else Console(stderr=True)
+    result = measure(model_a, model_b, data, columns=_mapping(column), console=console)
     if json:
         print(json_format.dumps(result, ensure_ascii=False))
         return

@@ -58,7 +58,7 @@ def _repeat(
     from formary.pipeline.repeat import cross_validate, repeat
 
     several = repeat if folds is None else cross_validate
-    console = Console(stderr=True) if json else None
+    console = _console(json)
     found = several(recipe, folds or seeds or 0, overrides=overrides or (), folder=folder, console=console)
     if json:
         values: dict[str, Any] = {"metrics": found.metrics, "ensemble": found.ensemble}
@@ -147,6 +147,7 @@ def evaluate(
         max_tokens=max_tokens,
         shots=shots,
         examples=examples,
+        console=None if json else Console(stderr=True),
     )
     if json:
         print(json_format.dumps(result, ensure_ascii=False))
@@ -162,14 +163,17 @@ def evaluate(
 def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json: bool, *, until: str) -> RunResult:
     from formary.pipeline.run import run as execute
 
-    result = execute(
-        recipe, overrides=overrides or (), folder=folder, until=until, console=Console(stderr=True) if json else None
-    )
+    result = execute(recipe, overrides=overrides or (), folder=folder, until=until, console=_console(json))
     if json:
         values: dict[str, Any] = {"folder": str(result.folder), "did": result.did, "metrics": result.metrics}
         values |= {"model": str(result.model), "report": str(result.report)}
         print(json_format.dumps(values, ensure_ascii=False))
     return result
+
+
+def _console(json: bool) -> Console | None:
+    """Where a run speaks: beside --json to stderr, and without bars."""
+    return Console(stderr=True, force_interactive=False) if json else None
 
 
 def say(text: str) -> None:

@@ -20,15 +20,22 @@ from formary.infer.loaded import Model
 from formary.recipe.schema import Evaluate
 from formary.tasks.likelihood import split_tokens, writes
 from formary.tasks.multiple_choice import SEPARATOR, MultipleChoice
+from formary.tasks.protocol import Progress
 from formary.tasks.questions import question_of
 
 Array = NDArray[np.float64]
 
+_TOGETHER = 128  # texts written between two tellings of progress
 _SCORED = {"none": "likelihood", "length": "likelihood per token", "bytes": "likelihood per byte"}
 
 
-def measured(model: Model, benchmark: Benchmark, *, settings: Evaluate) -> dict[str, Any]:
+def measured(
+    model: Model, benchmark: Benchmark, *, settings: Evaluate, progress: Progress | None = None
+) -> dict[str, Any]:
     """The metrics of a model on a benchmark whose examples are chosen (`Benchmark.with_shots`), beside baselines.
+
+    Args:
+        progress: is told how many answers are scored or written, and of how many.
 
     Returns:
         {"name", "licence", "rows", "shots", "metrics", "answers", "notes"}, JSON-able; metrics as `interval.metric_entry`.
@@ -42,7 +49,7 @@ def measured(model: Model, benchmark: Benchmark, *, settings: Evaluate) -> dict[
             f"an {model.config.topology} with head {model.config.head}"
         )
     score = _choices if benchmark.scored == "choices" else _texts
-    answers, metrics, notes = score(model, benchmark, settings)
+    answers, metrics, notes = score(model, benchmark, settings, progress)
     return {
         "name": benchmark.name,
         "licence": benchmark.licence,
@@ -83,11 +90,11 @@ def choices_task(model: Model, benchmark: Benchmark) -> tuple[MultipleChoice, li
 
 
 def _choices(
-    model: Model, benchmark: Benchmark, settings: Evaluate
+    model: Model, benchmark: Benchmark, settings: Evaluate, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     rows = benchmark.rows
     task, asked = choices_task(model, benchmark)
-    answers = task.predict(model.network, asked)
+    answers = task.predict(model.network, asked, progress=progress)
     scores = [_scores(row) for row in rows]
     frequent, says = _most_frequent_choice(rows)
     gained = {
@@ -104,7 +111,7 @@ def _choices(
 
 
 def _texts(
-    model: Model, benchmark: Benchmark, settings: Evaluate
+    model: Model, benchmark: Benchmark, settings: Evaluate, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     context, tokenizer = model.config.context, model.tokenizer
     room = context - min(benchmark.max_tokens, context // 2)
@@ -116,9 +123,13 @@ def _texts(
         prompts.append(tuple(before[-room:]))
     if not all(prompts):
         raise DataError(f"{benchmark.name}: a prompt is empty and the model has no start token")
-    options = {"max_tokens": min(benchmark.max_tokens, context - room), "temperature": 0.0}
-    written = model.write(prompts, options | {"stop": _stops(benchmark)})
-    answers = [{"text": generation.text} for generation in written]
+    options: dict[str, Any] = {"max_tokens": min(benchmark.max_tokens, context - room), "temperature": 0.0}
+    options["stop"] = _stops(benchmark)
+    answers: list[dict[str, Any]] = []
+    for start in range(0, len(prompts), _TOGETHER):
+        answers += [{"text": one.text} for one in model.write(prompts[start : start + _TOGETHER], options)]
+        if progress:
+            progress(len(answers), len(prompts))
     frequent = Counter(right_answer(row) for row in benchmark.rows).most_common(1)[0][0]
     by_model = {"model": answers, f"the most frequent answer ({frequent[:40]})": [{"text": frequent}] * len(answers)}
     metrics = []

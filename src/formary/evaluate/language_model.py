@@ -24,7 +24,7 @@ from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 from formary.recipe.schema import Evaluate
 from formary.tasks.cross_entropy import IGNORED, token_losses
-from formary.tasks.protocol import Batch, PretrainingTask
+from formary.tasks.protocol import Batch, PretrainingTask, Progress
 from formary.train.machine import Runtime
 
 Floats = NDArray[np.float64]
@@ -41,6 +41,7 @@ def evaluate(
     settings: Evaluate,
     runtime: Runtime,
     split: str,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure `network` on a split, beside baselines fitted on the training split.
 
@@ -50,15 +51,29 @@ def evaluate(
     """
     network.eval()
     if isinstance(network, Decoder):
-        metrics = causal_metrics(network, shards, training=training, settings=settings, runtime=runtime, split=split)
+        metrics = causal_metrics(
+            network,
+            shards,
+            training=training,
+            settings=settings,
+            runtime=runtime,
+            split=split,
+            progress=progress,
+        )
     else:
-        metrics = _predictions(task, network, shards, training, settings, runtime, split)
+        metrics = _predictions(task, network, shards, training, settings, runtime, split, progress)
     return {"split": split, "metrics": metrics}
 
 
 @torch.inference_mode()
 def causal_losses(
-    network: Decoder, shards: TokenShards, *, stride: int | None, max_tokens: int | None, runtime: Runtime
+    network: Decoder,
+    shards: TokenShards,
+    *,
+    stride: int | None,
+    max_tokens: int | None,
+    runtime: Runtime,
+    progress: Progress | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Nats of every scored token of the split in document order, and its place in the split: (tokens,) each.
 
@@ -83,6 +98,8 @@ def causal_losses(
         scored = targets != IGNORED
         losses.append(measured[scored].double().numpy())
         places.append((window.position[:, None] + scored.cumsum(dim=1).numpy() - 1)[scored.numpy()])
+        if progress:
+            progress(int(places[-1].max(initial=0)), min(shards.tokens, max_tokens or shards.tokens))
     return np.concatenate(losses), np.concatenate(places)
 
 
@@ -94,15 +111,22 @@ def causal_metrics(
     settings: Evaluate,
     runtime: Runtime,
     split: str,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Bits per byte, loss and perplexity of a causal model, as `evaluate` returns them.
 
     Args:
         training: what the baselines are fitted on; None measures the model alone.
+        progress: is told how many tokens are scored, and of how many.
     """
     network.eval()
     losses, places = causal_losses(
-        network, shards, stride=settings.stride, max_tokens=settings.max_tokens, runtime=runtime
+        network,
+        shards,
+        stride=settings.stride,
+        max_tokens=settings.max_tokens,
+        runtime=runtime,
+        progress=progress,
     )
     starts = np.searchsorted(places, shards.document_starts)
     by_model = {"model": losses}
@@ -138,6 +162,7 @@ def _predictions(
     settings: Evaluate,
     runtime: Runtime,
     split: str,
+    progress: Progress | None,
 ) -> list[dict[str, Any]]:
     """Loss and accuracy of what the task predicts, with each sequence of the split as a unit of resampling."""
     counts = np.bincount(training.window(0, training.tokens), minlength=network.config.vocab_size)
@@ -147,6 +172,7 @@ def _predictions(
     )
     marks = np.array(sorted(task.tokenizer.special_ids))
     sums: dict[str, list[Floats]] = {name: [] for name in ("count", "loss", "hit", "unigram", "common")}
+    done, most = 0, min(shards.tokens, settings.max_tokens or shards.tokens)
     for batch in task.validation_batches(shards, max_tokens=settings.max_tokens):
         moved = {name: tensor.to(runtime.device) for name, tensor in batch.items()}
         with runtime.autocast():
@@ -165,6 +191,9 @@ def _predictions(
         }
         for name, values in rows.items():
             sums[name].append(values.astype(np.float64).sum(axis=1))
+        done = min(done + targets.size, most)
+        if progress:
+            progress(done, most)
     columns = {name: np.concatenate(parts) for name, parts in sums.items()}
     count = columns["count"]
     where = f"{split}, {task.name.replace('_', ' ')}, ordinary tokens, context {network.config.context}"

@@ -5,7 +5,7 @@ What a task is, is the task's; which metrics and baselines its answers get, is e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from formary.pipeline.context import Context
 
 if TYPE_CHECKING:
     from formary.data.tokenizer import Tokenizer
+    from formary.infer.loaded import Model
     from formary.model.config import ModelConfig
     from formary.model.topologies import Network
     from formary.recipe.schema import Recipe
@@ -109,18 +110,14 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     return progress.seconds_before
 
 
-def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
+def evaluate_rows(context: Context) -> dict[str, Any]:
     """Measure the finished model on the test rows beside the baselines; also without test rows like training rows."""
     from formary.evaluate.labelled import measured
-    from formary.infer.answers import answers
     from formary.infer.loaded import load
-    from formary.pipeline.model import loaded_start
-    from formary.tasks.protocol import ReferringTask
-    from formary.train.machine import runtime
+    from formary.pipeline.answering import fresh_task
 
-    settled = runtime(context.recipe.machine)
     model = load(context.model)
-    task = kind.of_model(model.config, model.tokenizer, model.formary.get("settings", {}))
+    task = fresh_task(model)
     split = next((name for name in ("test", "validation") if context.rows(name)), None)
     if split is None:
         context.console.print("  no test or validation rows: nothing is measured")
@@ -129,27 +126,47 @@ def evaluate_rows(context: Context, kind: type[LabelledTask]) -> dict[str, Any]:
         context.console.print(
             "  no test rows: measured on validation, which also chose the weights; that flatters the model a little"
         )
-
-    def answered(split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        rows = context.rows_of(split)
-        if isinstance(task, ReferringTask):
-            start = loaded_start(context, model.tokenizer).to(settled.device)
-            task.remember(start, task.examples(rows, targets=True, where=f"{split} row"), precision=settled.autocast)
-        return rows, answers(task, model.network.to(settled.device), rows, precision=settled.autocast)
-
-    rows, given = answered(split)
+    folds = bool(context.recipe.data.split.folds)
+    wanted = dict.fromkeys([split, "validation"] if folds else [split])
+    rows_of = {name: context.rows_of(name) for name in wanted}
+    by_split, notes = _answers(context, model, task, rows_of)
+    rows, given = rows_of[split], by_split[split]
     training, settings = context.rows_of("train"), context.recipe.evaluate
     result = measured(task, rows, given, training=training, settings=settings, split=split)
     durable.write_json(context.folder / "predictions.json", given)
-    for note in [*task.notes(), *result["notes"]]:
+    for note in [*notes[split], *result["notes"]]:
         context.console.print(f"  note: {note}")
-    if context.recipe.data.split.folds:  # what the fold's rows get from the model that has not learned them
-        durable.write_json(context.folder / "fold_predictions.json", answered("validation")[1])
+    if folds:  # what the fold's rows get from the model that has not learned them
+        durable.write_json(context.folder / "fold_predictions.json", by_split["validation"])
     result["samples"] = [
         {"prompt": _told({name: row.get(name) for name in task.asks}), "text": f" → {_told(answer)}", "settings": {}}
         for row, answer in zip(rows[:_SHOWN], given)
     ]
     return result
+
+
+def _answers(
+    context: Context, model: Model, task: LabelledTask, rows_of: Mapping[str, list[dict[str, Any]]]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
+    """The answers to the rows of splits, and what the task notes on each; the model of the start is loaded once."""
+    from formary.pipeline.answering import answered
+    from formary.pipeline.model import loaded_start
+    from formary.tasks.protocol import ReferringTask
+    from formary.train.machine import runtime
+
+    settled = runtime(context.recipe.machine)
+    model.network.to(settled.device)
+    referring = task if isinstance(task, ReferringTask) else None
+    start = loaded_start(context, model.tokenizer).to(settled.device) if referring else None
+    given, notes = {}, {}
+    for split, rows in rows_of.items():
+        if referring and start:
+            examples = task.examples(rows, targets=True, where=f"{split} row")
+            referring.remember(start, examples, precision=settled.autocast)
+        given[split], notes[split] = answered(
+            model, rows, precision=settled.autocast, console=context.console, task=task, targets=False
+        )
+    return given, notes
 
 
 def texts_of(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from formary import durable
 from formary.data.shards import TokenShards, write_tokens
 from formary.data.source import read
@@ -17,9 +19,10 @@ from formary.evaluate import benchmark, few_shot
 from formary.evaluate.benchmark import Benchmark
 from formary.evaluate.labelled import suite_of
 from formary.evaluate.language_model import causal_metrics
-from formary.infer.answers import answers
 from formary.infer.loaded import Model, load
 from formary.model.topologies import Decoder
+from formary.pipeline.answering import answered
+from formary.pipeline.progress import bar
 from formary.recipe.schema import Evaluate, Machine
 from formary.tasks.protocol import LabelledTask
 from formary.tasks.registry import labelled_task
@@ -35,10 +38,14 @@ def measure(
     max_tokens: int | None = None,
     shots: int | None = None,
     examples: str | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte of `model` on `data` (files, folders, globs), with 95 % intervals.
 
     Models with a task are measured on rows; benchmarks, and rows with `shots`, are asked of a causal model.
+
+    Args:
+        console: where a bar is shown; nowhere when left out.
 
     Raises:
         FormaryError: not a causal model, or the data cannot be read.
@@ -46,9 +53,9 @@ def measure(
     asked = asked_of(data, shots=shots, examples=examples)
     loaded = load(model)
     if asked:
-        return measure_benchmarks(loaded, model, asked)
+        return measure_benchmarks(loaded, model, asked, console=console)
     if answers_rows(loaded):
-        return measure_rows(loaded, model, data)
+        return measure_rows(loaded, model, data, console=console)
     if not isinstance(loaded.network, Decoder):
         raise FormaryError(
             f"{model}: only causal models can be measured on plain text; this one is an {loaded.config.topology}"
@@ -61,9 +68,16 @@ def measure(
         write_tokens(rows, Path(scratch) / "tokens", loaded.tokenizer)
         shards = TokenShards.open(Path(scratch) / "tokens")
         settings = Evaluate(baselines=False, stride=stride, max_tokens=max_tokens)
-        metrics = causal_metrics(
-            loaded.network, shards, training=None, settings=settings, runtime=runtime(Machine()), split="given texts"
-        )
+        with bar(console, "reading") as progress:
+            metrics = causal_metrics(
+                loaded.network,
+                shards,
+                training=None,
+                settings=settings,
+                runtime=runtime(Machine()),
+                split="given texts",
+                progress=progress,
+            )
     return {"model": model, "documents": shards.documents, "metrics": metrics}
 
 
@@ -93,9 +107,14 @@ def asked_of(data: Sequence[str], *, shots: int | None = None, examples: str | N
     return [benchmark.rows_as_benchmark(Path(s).name, _table(s), known).with_shots(shots) for s in data]
 
 
-def measure_benchmarks(loaded: Model, model: str, asked: Sequence[Benchmark]) -> dict[str, Any]:
+def measure_benchmarks(
+    loaded: Model, model: str, asked: Sequence[Benchmark], *, console: Console | None = None
+) -> dict[str, Any]:
     """The metrics of a causal model on benchmarks, with 95 % intervals, beside chance and the most frequent answer."""
-    measured = [few_shot.measured(loaded, one, settings=Evaluate()) for one in asked]
+    measured = []
+    for one in asked:
+        with bar(console, one.name) as progress:
+            measured.append(few_shot.measured(loaded, one, settings=Evaluate(), progress=progress))
     metrics = [metric for one in measured for metric in one["metrics"]]
     notes = list(dict.fromkeys(note for one in measured for note in one["notes"]))
     described = [{name: one[name] for name in ("name", "licence", "rows", "shots")} for one in measured]
@@ -115,14 +134,21 @@ def answers_rows(loaded: Model) -> bool:
     return loaded.config.labelled or bool(task and labelled_task(task))
 
 
-def measure_rows(loaded: Model, model: str, data: Sequence[str]) -> dict[str, Any]:
+def measure_rows(loaded: Model, model: str, data: Sequence[str], *, console: Console | None = None) -> dict[str, Any]:
     """The metrics of a model's own task on rows with the right answers, with 95 % intervals."""
     rows = [row for source in data for row in rows_for(loaded.task, source, columns={}, answers=True)]
-    metrics, notes = _metrics({"model": loaded}, rows)
+    metrics, notes = _metrics({"model": loaded}, rows, console)
     return {"model": model, "rows": len(rows), "metrics": metrics, "notes": notes}
 
 
-def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+def compare(
+    model_a: str,
+    model_b: str,
+    data: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
     """Both models on the same rows; the verdict is about A, by the first metric's paired interval.
 
     Raises:
@@ -134,25 +160,23 @@ def compare(model_a: str, model_b: str, data: str, *, columns: Mapping[str, str]
             f"{model_a} is for task {a.task.name} and {model_b} for {b.task.name}: they cannot be compared"
         )
     rows = rows_for(a.task, data, columns=columns or {}, answers=True)
-    metrics, _ = _metrics({"model": a, "B": b}, rows)
+    metrics, _ = _metrics({"model": a, "B": b}, rows, console)
     verdict = metrics[0]["verdicts"]["B"]
     said = {"better": "A is better", "worse": "B is better", "cannot tell": "cannot tell which is better"}[verdict]
     return {"a": model_a, "b": model_b, "rows": len(rows), "verdict": said, "metrics": metrics}
 
 
-def _metrics(models: Mapping[str, Model], rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+def _metrics(
+    models: Mapping[str, Model], rows: Sequence[Mapping[str, Any]], console: Console | None
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The metrics of models of one task on the same rows, the one called "model" is judged; and notes on the rows."""
-    judged, settled = models["model"], runtime(Machine())
-    task = judged.task
-    # Rows are checked, and labels counted that the model does not know, by a task of their own: the one that answers
-    # reads the rows again, and would tell of each twice.
-    checking = type(task).of_model(judged.config, judged.tokenizer, judged.formary.get("settings", {}))
-    checking.examples(rows, targets=True)
-    by_model = {
-        name: answers(model.task, model.network, rows, precision=settled.autocast) for name, model in models.items()
-    }
-    where = f"given rows, {len(rows):,} rows"
-    return suite_of(task).metrics(task, rows, by_model, Evaluate(baselines=False), where), checking.notes()
+    settled = runtime(Machine())
+    by_model, notes = {}, []
+    for name, model in models.items():
+        by_model[name], said = answered(model, rows, precision=settled.autocast, console=console)
+        notes += said if name == "model" else []
+    task, where = models["model"].task, f"given rows, {len(rows):,} rows"
+    return suite_of(task).metrics(task, rows, by_model, Evaluate(baselines=False), where), notes
 
 
 def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answers: bool) -> list[dict[str, Any]]:

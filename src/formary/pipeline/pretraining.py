@@ -85,6 +85,7 @@ def evaluate_text(context: Context) -> dict[str, Any]:
     """Measure the finished model on the test text beside the baselines, and let it write."""
     from formary.evaluate.language_model import evaluate
     from formary.infer.loaded import load
+    from formary.pipeline.progress import bar
     from formary.train.machine import runtime
 
     settled = runtime(context.recipe.machine)
@@ -101,15 +102,17 @@ def evaluate_text(context: Context) -> dict[str, Any]:
             context.console.print(
                 "  no test text: measured on validation, which also chose the weights; that flatters the model a little"
             )
-        result = evaluate(
-            task,
-            model.network,
-            open_tokens(context, split),
-            training=open_tokens(context, "train"),
-            settings=context.recipe.evaluate,
-            runtime=settled,
-            split=split,
-        )
+        with bar(context.console, "reading") as progress:
+            result = evaluate(
+                task,
+                model.network,
+                open_tokens(context, split),
+                training=open_tokens(context, "train"),
+                settings=context.recipe.evaluate,
+                runtime=settled,
+                split=split,
+                progress=progress,
+            )
     result["samples"] = samples(context, model)
     return result
 

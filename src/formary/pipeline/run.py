@@ -198,6 +198,7 @@ class _Tee(Console):
             quiet=console.quiet,
             width=console.width,
             force_terminal=console.is_terminal,
+            force_interactive=console.is_interactive,
             no_color=console.no_color,
             **plain,
         )

@@ -43,7 +43,7 @@ def _documents(context: Context) -> None:
         TimeRemainingColumn(),
     )
     console = context.console
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         bar = progress.add_task("reading", total=None)
         story = write_documents(
             context.recipe.data,
@@ -135,10 +135,10 @@ def _train(context: Context) -> float:
 def _evaluate(context: Context) -> None:
     from formary.tasks.registry import labelled_task
 
-    if task := labelled_task(context.recipe.task):
+    if labelled_task(context.recipe.task):
         from formary.pipeline.labelled import evaluate_rows
 
-        result = evaluate_rows(context, task)
+        result = evaluate_rows(context)
     else:
         from formary.pipeline.pretraining import evaluate_text
 

@@ -25,7 +25,7 @@ from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Objective, Recipe
 from formary.tasks.models import context_of, reading_tokens, reading_topology, scratch_config, with_label_head
-from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
+from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import collated, hidden_states, outputs, place_of, text_of, windows
 
 Floats = NDArray[np.float64]
@@ -164,7 +164,14 @@ class AnswerSpan:
         return total, torch.tensor(len(targets))
 
     def predict(
-        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        targets: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Answer]:
         """{"answer", "start", "end", "probability", "no_answer_probability"}; context[start:end] is the answer.
 
@@ -172,14 +179,16 @@ class AnswerSpan:
         token scores higher in every window, for models that saw unanswerable questions. Probabilities are a softmax
         over all these choices.
         """
-        examples = self.examples(rows, targets=False)
+        examples = self.examples(rows, targets=targets)
 
         def answer(network: Network, batch: Batch) -> list[Floats]:
             scores = self._logits(network, batch).cpu().double().numpy()
             return [row[:count] for row, count in zip(scores, batch["mask"].sum(dim=1).tolist())]
 
         by_row: list[list[tuple[Window, Floats]]] = [[] for _ in rows]
-        for example, scores in zip(examples, outputs(self, network, examples, answer, precision=precision)):
+        for example, scores in zip(
+            examples, outputs(self, network, examples, answer, precision=precision, progress=progress)
+        ):
             by_row[example.row].append((example.memory, scores))
         return [self._answer(str(row["context"]), found) for row, found in zip(rows, by_row)]
 

@@ -25,7 +25,7 @@ from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Objective, Recipe
 from formary.tasks.models import context_of, reading_tokens, reading_topology, scratch_config, with_label_head
-from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
+from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import Reader, collated, hidden_states, outputs, text_of
 
 Kind = Literal["single", "multi", "regression"]
@@ -156,9 +156,16 @@ class Classify:
         return total, (targets != -100).sum()
 
     def predict(
-        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        targets: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Answer]:
-        examples = self.examples(rows, targets=False)
+        examples = self.examples(rows, targets=targets)
 
         def answer(network: Network, batch: Batch) -> list[Answer]:
             logits = self._logits(network, batch)
@@ -167,7 +174,7 @@ class Classify:
             shares = logits.sigmoid() if self.kind == "multi" else logits.softmax(dim=-1)
             return [self._answer(row) for row in shares.tolist()]
 
-        return outputs(self, network, examples, answer, precision=precision)
+        return outputs(self, network, examples, answer, precision=precision, progress=progress)
 
     def finish(self, network: Network) -> None:
         """Let the network speak in the unit of the data: the scale that a regression learned in goes into its head."""

@@ -23,7 +23,7 @@ from formary.model.heads import pooled
 from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.models import context_of, scratch_config
-from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
+from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import Reader, Reading, collated, hidden_states, outputs, text_of
 
 Pooling = Literal["first", "mean"]
@@ -150,16 +150,28 @@ class Embed:
         return found / 2, torch.tensor(count)
 
     def predict(
-        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        targets: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Answer]:
         """{"vector"} for each row's text, of length 1; also {"positive"}, its vector, where the row has that column."""
+        if targets:
+            for number, row in enumerate(rows, 1):
+                _texts(row, f"row {number}")
         second = [number for number, row in enumerate(rows) if isinstance(row.get("positive"), str)]
         asked = [*rows, *({"text": rows[number]["positive"]} for number in second)]
 
         def answer(network: Network, batch: Batch) -> list[list[float]]:
             return self._vectors(network, batch).tolist()
 
-        vectors = outputs(self, network, self.examples(asked, targets=False), answer, precision=precision)
+        vectors = outputs(
+            self, network, self.examples(asked, targets=False), answer, precision=precision, progress=progress
+        )
         answers: list[Answer] = [{"vector": vector} for vector in vectors[: len(rows)]]
         for number, vector in zip(second, vectors[len(rows) :]):
             answers[number]["positive"] = vector

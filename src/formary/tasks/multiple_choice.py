@@ -35,7 +35,7 @@ from formary.tasks.models import (
     with_label_head,
     with_language_head,
 )
-from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
+from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.questions import Question, composed, question_of
 from formary.tasks.reading import Reader, hidden_states, outputs, padded, place_of
 
@@ -220,15 +220,25 @@ class MultipleChoice:
         return -(targets * likely).sum(), torch.tensor(len(targets))
 
     def predict(
-        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        targets: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Answer]:
-        questions = [question_of(row, place_of(row, f"row {number}")) for number, row in enumerate(rows, 1)]
+        places = [place_of(row, f"row {number}") for number, row in enumerate(rows, 1)]
+        questions = [question_of(row, place, solved=targets) for row, place in zip(rows, places)]
         flat = [
             Example(sequence.tokens, sequence.types, row=number, memory=[sequence])
             for number, sequences in enumerate(self._sequences(questions))
             for sequence in sequences
         ]
-        found = outputs(self, network, flat, lambda n, b: self._scores(n, b)[:, 0].tolist(), precision=precision)
+        found = outputs(
+            self, network, flat, lambda n, b: self._scores(n, b)[:, 0].tolist(), precision=precision, progress=progress
+        )
         scores = iter(found)
         return [_answer(one, [next(scores) for _ in one.choices]) for one in questions]
 

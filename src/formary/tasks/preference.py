@@ -27,7 +27,7 @@ from formary.recipe.schema import Recipe
 from formary.tasks.chat import Chat
 from formary.tasks.cross_entropy import IGNORED
 from formary.tasks.likelihood import log_likelihoods
-from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
+from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import outputs, padded, place_of
 
 _BETA = 0.1
@@ -145,13 +145,20 @@ class Preference:
         return -each.sum(), torch.tensor(len(batch["tokens"]))
 
     def predict(
-        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        targets: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Answer]:
         """Which answer is preferred: by beta times how much more likely than at the start the model finds it.
 
         Where `remember` has not seen the starting network, by the mean log-likelihood of an answer's tokens.
         """
-        examples = self.examples(rows, targets=False)
+        examples = self.examples(rows, targets=targets)
 
         def answer(network: Network, batch: Batch) -> list[Answer]:
             likely = _both(network, batch)
@@ -164,7 +171,7 @@ class Preference:
                 {"preferred": "chosen" if margin > 0 else "rejected", "margin": margin} for margin in margins.tolist()
             ]
 
-        return outputs(self, network, examples, answer, precision=precision)
+        return outputs(self, network, examples, answer, precision=precision, progress=progress)
 
     def texts(self, row: Row) -> dict[str, str]:
         """The two answers as texts."""

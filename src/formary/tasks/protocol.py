@@ -27,6 +27,7 @@ Row = Mapping[str, Any]
 Answer = dict[str, Any]
 Answers = Literal["labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice"]
 Precision = Callable[[], AbstractContextManager[object]]
+Progress = Callable[[int, int], object]  # is told how much is done, and of how much
 
 
 class Batches(Protocol):
@@ -149,9 +150,24 @@ class AnsweringTask(LabelledTask, Protocol):
     """A labelled task whose answers are numbers of one forward pass: labels, tags, spans, vectors."""
 
     def predict(
-        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        targets: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Answer]:
-        """The answers to rows, in order; as many at a time as memory allows, rows of like length together."""
+        """The answers to rows, in order; as many at a time as memory allows, rows of like length together.
+
+        Args:
+            targets: whether the rows have their right answers, which are checked and counted as `examples` does.
+            progress: is told how many sequences are answered, and of how many.
+
+        Raises:
+            DataError: a row is not as it must be; it is named by its number, from 1.
+        """
         ...
 
 

@@ -19,7 +19,7 @@ from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch, Example, LabelledTask, Precision, Row
+from formary.tasks.protocol import Batch, Example, LabelledTask, Precision, Progress, Row
 
 _PREDICT_TOKENS = 4096  # padded tokens in a batch of predictions
 
@@ -162,10 +162,17 @@ def in_batches(task: LabelledTask, examples: Sequence[Example], *, tokens: int =
 
 @torch.inference_mode()
 def outputs(
-    task: LabelledTask, network: Network, examples: Sequence[Example], answer: Any, *, precision: Precision
+    task: LabelledTask,
+    network: Network,
+    examples: Sequence[Example],
+    answer: Any,
+    *,
+    precision: Precision,
+    progress: Progress | None = None,
 ) -> list[Any]:
     """`answer(network, batch)` for all examples, in their order; it returns one thing per sequence of the batch."""
     found: list[Any] = [None] * len(examples)
+    done = 0
     training, device = network.training, next(network.parameters()).device
     network.eval()
     try:
@@ -174,6 +181,9 @@ def outputs(
                 batch = {name: tensor.to(device) for name, tensor in task.collate([examples[r] for r in rows]).items()}
                 for row, one in zip(rows, answer(network, batch), strict=True):
                     found[row] = one
+                done += len(rows)
+                if progress:
+                    progress(done, len(examples))
     finally:
         network.train(training)
     return found

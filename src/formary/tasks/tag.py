@@ -28,7 +28,7 @@ from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks import crf
 from formary.tasks.models import context_of, reading_tokens, reading_topology, scratch_config, with_label_head
-from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Row
+from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import collated, hidden_states, outputs, owned, padded, place_of, windows
 
 Kind = Literal["repair", "crf", "none"]
@@ -209,10 +209,17 @@ class Tag:
         return total, count
 
     def predict(
-        self, network: Network, rows: Sequence[Row], *, precision: Precision = nullcontext, **options: Any
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        targets: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Answer]:
         """{"tags", "probabilities"} for each row, the probability of each tag by itself; "tokens" where a text was given."""
-        examples = self.examples(rows, targets=False)
+        examples = self.examples(rows, targets=targets)
 
         def answer(network: Network, batch: Batch) -> list[NDArray[np.float64]]:
             scores = self._logits(network, batch).log_softmax(dim=-1).cpu().double().numpy()
@@ -220,7 +227,9 @@ class Tag:
             return [row[:count] for row, count in zip(scores, counts)]
 
         by_row: list[list[NDArray[np.float64]]] = [[] for _ in rows]
-        for example, scores in zip(examples, outputs(self, network, examples, answer, precision=precision)):
+        for example, scores in zip(
+            examples, outputs(self, network, examples, answer, precision=precision, progress=progress)
+        ):
             by_row[example.row].append(scores)
         transitions = self.rules + self._transitions(network)
         return [self._answer(row, parts, transitions) for row, parts in zip(rows, by_row)]
