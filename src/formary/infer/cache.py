@@ -1,7 +1,8 @@
 """The key-value cache: what every layer remembers of the positions it has read, in slots allocated once.
 
 Row i of every tensor is one sequence with a length of its own; the sequences in use are always rows 0..n-1, so that
-attention reads a view and nothing is copied per token. It knows neither tokens nor requests.
+attention reads a view and nothing is copied per token. What lies beyond a row's length is never attended to, so going
+back is setting a length. It knows neither tokens nor requests.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from torch import Tensor
 from formary.model.config import TransformerConfig
 from formary.model.transformer import causal_mask
 
+# Attention reads a multiple of this many keys, the surplus masked: then a row alone and beside longer rows is mostly
+# computed from tensors of one shape, and the surplus adds exact zeros.
+_KEYS = 64
+
 
 class KVCache:
     """Static keys and values for `slots` sequences of up to `context` tokens; implements `model.attention.Cache`.
 
     One forward pass over some rows is: `begin`, the network's forward, `commit`.
+
+    `keys` and `values` hold one tensor for each layer, (slots, kv_heads, capacity, head_width), where capacity is more
+    than the context: padding that would come after a row's last place is written to the very last one.
 
     Args:
         config: of the decoding stack.
@@ -43,64 +51,71 @@ class KVCache:
         self.lengths = [0] * slots
         self.memory_lengths = [0] * slots
         self._always_mask = config.position == "relative_bias"
-        shape = (slots, config.kv_head_count, context, config.q_head_width)
-        self._keys = [_zeros(shape, dtype, device) for _ in range(config.layers)]
-        self._values = [_zeros(shape, dtype, device) for _ in range(config.layers)]
-        memory_shape = (slots, config.kv_head_count, memory_context, config.q_head_width)
+        self._capacity, memory_capacity = _rounded(context + 1), _rounded(memory_context)
+        shape = (slots, config.kv_head_count, self._capacity, config.q_head_width)
+        self.keys = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        memory_shape = (slots, config.kv_head_count, memory_capacity, config.q_head_width)
         layers = config.layers if memory_context else 0
         self._memory_keys = [_zeros(memory_shape, dtype, device) for _ in range(layers)]
         self._memory_values = [_zeros(memory_shape, dtype, device) for _ in range(layers)]
         self._device = device
         self._heads = torch.arange(config.kv_head_count, device=device)[None, :, None]
         # Of the forward pass in progress:
-        self._start = self._stop = self._seq = self._end = 0
+        self._start = self._stop = self._end = 0
+        self._counts: list[int] = []  # new tokens of each row
         self._at: int | None = None  # where all rows write, when their lengths are equal
         self._index: tuple[Tensor, Tensor, Tensor] | None = None  # where each row writes, when they are not
         self._new_memory = False
         self._memory_end = 0
 
     def begin(
-        self, start: int, stop: int, seq: int, *, new_memory: Sequence[int] | None = None
+        self, start: int, counts: Sequence[int], *, new_memory: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Prepare a forward pass of `seq` new tokens in each of rows start..stop-1.
+        """Prepare a forward pass over rows start, start + 1, ..., which all get as many new tokens as the longest.
 
         Args:
+            counts: how many of a row's new tokens are real; the rest is padding, and is forgotten.
             new_memory: real encoder positions of each row, when this pass projects and stores the memory.
 
         Returns:
-            positions (rows or 1, seq); mask (rows, 1, seq, keys) or None where the network's own causal rule does;
+            positions (rows or 1, seq); mask (rows or 1, 1, seq, keys) or None where the network's own causal rule does;
             memory_mask (rows, memory_seq), True at real positions, or None where all are real.
         """
-        self._start, self._stop, self._seq = start, stop, seq
-        lengths = self.lengths[start:stop]
-        self._end = max(lengths) + seq
+        self._start, self._stop, self._counts = start, start + len(counts), list(counts)
+        lengths = self.lengths[self._start : self._stop]
+        seq = max(counts)
         self._begin_memory(new_memory)
         offsets = torch.arange(seq, device=self._device)
+        if max(lengths) == 0:
+            self._at, self._index, self._end = 0, None, seq
+            positions = offsets[None]
+            return positions, causal_mask(positions, seq) if self._always_mask else None, self._memory_mask()
+        self._end = _rounded(max(length + count for length, count in zip(lengths, counts)))
         if min(lengths) == max(lengths):
             self._at, self._index = lengths[0], None
-            positions = (offsets + lengths[0] if lengths[0] else offsets)[None]
-        else:
-            self._at = None
-            positions = torch.tensor(lengths, device=self._device)[:, None] + offsets
-            rows = torch.arange(start, stop, device=self._device)[:, None, None]
-            self._index = (rows, self._heads, positions[:, None, :])
-        sees_all = self._at is not None and (seq == 1 or self._at == 0)
-        mask = None if sees_all and not self._always_mask else causal_mask(positions, self._end)
-        return positions, mask, self._memory_mask()
+            positions = (offsets + lengths[0])[None]
+            return positions, causal_mask(positions, self._end), self._memory_mask()
+        self._at = None
+        places = torch.tensor(lengths, device=self._device)[:, None] + offsets
+        rows = torch.arange(self._start, self._stop, device=self._device)[:, None, None]
+        self._index = (rows, self._heads, places.clamp(max=self._capacity - 1)[:, None, :])
+        return places.clamp(max=self.context - 1), causal_mask(places, self._end), self._memory_mask()
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (rows, kv_heads, seq, head_width); return all there are, up to the longest row."""
-        all_keys, all_values = self._keys[layer], self._values[layer]
-        if self._at is not None:
-            all_keys = all_keys[self._start : self._stop, :, : self._end]
-            all_values = all_values[self._start : self._stop, :, : self._end]
-            all_keys[:, :, self._at :] = keys
-            all_values[:, :, self._at :] = values
-            return (keys, values) if self._at == 0 else (all_keys, all_values)
-        assert self._index is not None
-        all_keys[self._index] = keys
-        all_values[self._index] = values
+        all_keys, all_values = self.keys[layer], self.values[layer]
         rows = slice(self._start, self._stop)
+        if self._at is not None:
+            new = slice(self._at, self._at + keys.shape[2])
+            all_keys[rows, :, new] = keys
+            all_values[rows, :, new] = values
+            if self._at == 0:
+                return keys, values
+        else:
+            assert self._index is not None
+            all_keys[self._index] = keys
+            all_values[self._index] = values
         return all_keys[rows, :, : self._end], all_values[rows, :, : self._end]
 
     def memory(self, layer: int) -> tuple[Tensor, Tensor] | None:
@@ -118,19 +133,23 @@ class KVCache:
         self._memory_keys[layer][rows, :, : keys.shape[2]] = keys
         self._memory_values[layer][rows, :, : keys.shape[2]] = values
 
-    def commit(self, counts: Sequence[int] | None = None) -> None:
-        """End a pass: each row has grown by `seq`, or by its own count when the rest was padding."""
-        for place, row in enumerate(range(self._start, self._stop)):
-            self.lengths[row] += self._seq if counts is None else counts[place]
+    def commit(self) -> None:
+        """End a pass: each row has grown by its count."""
+        for place, count in enumerate(self._counts):
+            self.lengths[self._start + place] += count
 
     def clear(self, row: int) -> None:
         """Forget the tokens of a row; its encoder memory stays."""
         self.lengths[row] = 0
 
+    def truncate(self, row: int, length: int) -> None:
+        """Forget a row's tokens from place `length` on."""
+        self.lengths[row] = min(self.lengths[row], length)
+
     def copy(self, source: int, target: int) -> None:
         """Make row `target` equal to row `source`, encoder memory included."""
         length, memory = self.lengths[source], self.memory_lengths[source]
-        for tensor in (*self._keys, *self._values):
+        for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
         for tensor in (*self._memory_keys, *self._memory_values):
             tensor[target, :, :memory] = tensor[source, :, :memory]
@@ -142,7 +161,7 @@ class KVCache:
             return
         length, memory = self.lengths[parents[0]], self.memory_lengths[parents[0]]
         order = torch.tensor(parents, device=self._device)
-        for tensor in (*self._keys, *self._values):
+        for tensor in (*self.keys, *self.values):
             tensor[: len(parents), :, :length] = tensor[order, :, :length]
         for tensor in (*self._memory_keys, *self._memory_values):
             tensor[: len(parents), :, :memory] = tensor[order, :, :memory]
@@ -153,13 +172,18 @@ class KVCache:
         self._new_memory = new_memory is not None
         if new_memory is not None:
             self.memory_lengths[self._start : self._stop] = new_memory
-        self._memory_end = max(self.memory_lengths[self._start : self._stop])
+        longest = max(self.memory_lengths[self._start : self._stop])
+        self._memory_end = longest if self._new_memory else _rounded(longest)
 
     def _memory_mask(self) -> Tensor | None:
         lengths = self.memory_lengths[self._start : self._stop]
         if min(lengths) == self._memory_end:
             return None
         return torch.arange(self._memory_end, device=self._device) < torch.tensor(lengths, device=self._device)[:, None]
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _KEYS) * _KEYS
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network with its cache: `prefill` reads prompts into slots, `decode` feeds one token to each slot.
+"""A network with its cache: `read` and `prefill` take prompts, `decode` one token, `verify` a few tokens for each row.
 
 Decoders and encoder-decoders look the same from above: token ids in, logits for the next token out.
 It decides nothing: sampling, stopping and beams are the engine's and beam search's business.
@@ -58,32 +58,55 @@ class Stepper:
 
     @torch.inference_mode()
     def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:
-        """Read prompts into rows start, start + 1, ...; logits (prompts, vocab_size) after each prompt's last token.
-
-        Prompts are padded on the right: causal attention never looks right, so no mask is needed, and the padding
-        is not counted into the rows' lengths.
+        """Read whole prompts into rows start, start + 1, ...; logits (prompts, vocab_size) after each one's last token.
 
         Args:
             prompts: token ids, at least one each; for an encoder-decoder what the target begins with.
             sources: an encoder-decoder's source ids, one list for each prompt.
         """
-        memory = self._encode(sources) if sources else None
-        memory_lengths = [len(source) for source in sources] if sources else None
-        lengths = [len(prompt) for prompt in prompts]
-        tokens = _padded(prompts, self.device)
         for row in range(start, start + len(prompts)):
             self.cache.clear(row)
-        hidden = self._forward(start, tokens, memory=memory, new_memory=memory_lengths)
-        self.cache.commit(lengths)
-        last = hidden[torch.arange(len(prompts), device=self.device), torch.tensor(lengths, device=self.device) - 1]
-        return self._logits(last)
+        hidden = self.read(start, prompts, sources)
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        return self.logits(hidden[torch.arange(len(prompts), device=self.device), ends])
+
+    @torch.inference_mode()
+    def read(self, start: int, pieces: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:
+        """Feed some tokens to rows start, start + 1, ..., each after what it holds; hidden states (rows, seq, width).
+
+        Pieces are padded on the right: causal attention never looks right, so padding changes nothing, and it is not
+        counted into the rows' lengths.
+
+        Args:
+            sources: an encoder-decoder's source ids for each row, when its target begins with this piece.
+        """
+        memory = self._encode(sources) if sources else None
+        lengths = [len(source) for source in sources] if sources else None
+        counts = [len(piece) for piece in pieces]
+        hidden = self._forward(start, _padded(pieces, self.device), counts, memory=memory, new_memory=lengths)
+        self.cache.commit()
+        return hidden
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> Tensor:
         """Feed one token to each of rows 0..len(tokens)-1; logits (rows, vocab_size) for what follows."""
-        hidden = self._forward(0, torch.tensor(tokens, device=self.device)[:, None])
+        hidden = self._forward(0, torch.tensor(tokens, device=self.device)[:, None], [1] * len(tokens))
         self.cache.commit()
-        return self._logits(hidden[:, -1])
+        return self.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def verify(self, pieces: Sequence[Sequence[int]]) -> Tensor:
+        """Feed a few tokens to each of rows 0..len(pieces)-1; logits (rows, seq, vocab_size) after every one of them.
+
+        What turns out to be wrong is taken back with `cache.truncate`.
+        """
+        return self.logits(self.read(0, pieces))
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., vocab_size) in at least float32 from hidden states (..., width)."""
+        logits: Tensor = self._head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     @torch.inference_mode()
     def token_logprobs(self, tokens: Sequence[int], source: Sequence[int] | None = None) -> list[float]:
@@ -103,7 +126,7 @@ class Stepper:
         for piece, wanted in zip(
             torch.split(hidden, 256), torch.split(targets, 256)
         ):  # a whole context x vocabulary is large
-            table = torch.log_softmax(self._logits(piece), dim=-1)
+            table = torch.log_softmax(self.logits(piece), dim=-1)
             logprobs += table.gather(1, wanted[:, None])[:, 0].tolist()
         return logprobs
 
@@ -121,23 +144,19 @@ class Stepper:
         self,
         start: int,
         tokens: Tensor,  # (rows, seq)
+        counts: Sequence[int],
         *,
         memory: Tensor | None = None,
         new_memory: list[int] | None = None,
     ) -> Tensor:
         network, cache = self.network, self.cache
-        rows, seq = tokens.shape
-        positions, mask, memory_mask = cache.begin(start, start + rows, seq, new_memory=new_memory)
+        positions, mask, memory_mask = cache.begin(start, counts, new_memory=new_memory)
         with evaluating(network):
             if isinstance(network, EncoderDecoder):
                 return network.decode(
                     tokens, memory, memory_mask=memory_mask, positions=positions, mask=mask, cache=cache
                 )
             return network(tokens, positions=positions, mask=mask, cache=cache)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(hidden)
-        return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def groups(lengths: Sequence[int]) -> Iterator[list[int]]:
