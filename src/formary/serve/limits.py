@@ -1,0 +1,20 @@
+"""Upper bounds on everything a client can send, in one place; each is checked before any work is done."""
+
+from __future__ import annotations
+
+BODY_BYTES = 4 * 2**20
+PROMPTS = 2048  # of one request: prompts, texts to embed, rows to answer
+CHOICES = 2048  # prompts times n
+N = 128
+MAX_TOKENS = 2**20
+STOPS = 16
+STOP_CHARACTERS = 512
+LOGIT_BIAS = 1024
+TOP_LOGPROBS = 20
+MESSAGES = 4096
+TOOLS = 128
+CHOICE_TEXTS = 1024
+PATTERN_CHARACTERS = 8192
+NAME_CHARACTERS = 512
+SCHEMA_BYTES = 2**16
+HEADER_VALUE = 4096

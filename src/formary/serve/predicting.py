@@ -1,0 +1,96 @@
+"""Rows for a model's task and texts for its vectors: split into jobs, answered with whatever else waits, put together."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from formary.errors import FormaryError
+from formary.serve.errors import ApiError, refusal
+from formary.serve.requests import EmbeddingRequest, PredictRequest
+from formary.serve.responses import usage
+from formary.serve.service import Served
+from formary.serve.worker import Job, Mailbox
+
+_ROW = re.compile(r"\brow (\d+)")
+_BYTES_PER_TOKEN = 3
+
+
+async def predicted(served: Served, body: PredictRequest, key: str) -> dict[str, Any]:
+    """The answers of a model's task to rows.
+
+    Raises:
+        ApiError: a row or an option is not as the task needs it.
+    """
+    served.must("predict")
+    options = {name: getattr(body, name) for name in ("beams", "max_tokens") if getattr(body, name) is not None}
+    if options and (served.task is None or served.model.task.answers != "texts"):
+        name = next(iter(options))
+        raise ApiError(400, f"{name}: this model's task does not write", param=name, code="unsupported_field")
+    if served.task is None:
+        if wrong := next((n for n, row in enumerate(body.inputs) if not isinstance(row, str)), None) is not None:
+            raise ApiError(400, f"inputs[{wrong}]: must be a text with [MASK]", param=f"inputs[{wrong}]")
+        options["fill"] = True
+    answers = await _answers(served, body.inputs, options, key)
+    return {"object": "list", "model": served.name, "task": served.task or "fill", "answers": answers}
+
+
+async def embedded(served: Served, body: EmbeddingRequest, key: str) -> dict[str, Any]:
+    """The vectors of texts, in OpenAI's shape.
+
+    Raises:
+        ApiError: the model has none, or tokens are given instead of texts.
+    """
+    served.must("embeddings")
+    texts = [text for text in body.input if isinstance(text, str)]
+    if len(texts) < len(body.input):
+        raise ApiError(400, "input: send texts; this model reads them with its own tokens", param="input")
+    if not all(text.strip() for text in texts):
+        raise ApiError(400, "input: a text is empty", param="input", code="invalid_value")
+    answers = await _answers(served, texts, {}, key)
+    read = sum(min(len(tokens), served.worker.context) for tokens in served.model.tokenizer.encode_batch(texts))
+    data = [
+        {"object": "embedding", "index": number, "embedding": _coded(answer["vector"], body.encoding_format)}
+        for number, answer in enumerate(answers)
+    ]
+    return {"object": "list", "data": data, "model": served.name, "usage": _usage(read)}
+
+
+async def _answers(served: Served, rows: Sequence[Any], options: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    mailbox, most = Mailbox(), served.worker.most_rows
+    jobs = [
+        Job(key, _cost(rows[first : first + most]), mailbox, place, rows=rows[first : first + most], options=options)
+        for place, first in enumerate(range(0, len(rows), most))
+    ]
+    found: dict[int, list[dict[str, Any]]] = {}
+    with served.worker.running(jobs):
+        while len(found) < len(jobs):
+            for place, item in await mailbox.get():
+                if isinstance(item, FormaryError):
+                    # The worker counts the rows of a job; the client those of its request.
+                    refused = refusal(item)
+                    refused.message = _ROW.sub(lambda m: f"row {int(m[1]) + place * most}", refused.message)  # noqa: B023
+                    raise refused
+                if isinstance(item, Exception):
+                    raise item
+                assert isinstance(item, list)
+                found[place] = item
+    return [answer for place in range(len(jobs)) for answer in found[place]]
+
+
+def _cost(rows: Sequence[Any]) -> int:
+    return sum(max(len(str(row).encode()) // _BYTES_PER_TOKEN, 1) for row in rows)
+
+
+def _coded(vector: Sequence[float], form: str | None) -> Any:
+    if form == "base64":
+        return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
+    return vector
+
+
+def _usage(read: int) -> dict[str, Any]:
+    return {name: usage(read, 0)[name] for name in ("prompt_tokens", "total_tokens")}
