@@ -10,12 +10,15 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from formary.errors import RequestError
+
+if TYPE_CHECKING:
+    from formary.infer.request import Constraint
 
 # Nucleus sampling looks at this many of the likeliest tokens, then more; only a flat distribution is sorted whole.
 _NUCLEUS = (64, 1024)
@@ -137,17 +140,27 @@ def process(logits: Tensor, table: Table, histories: Sequence[History | None]) -
 
 
 def sample(
-    logits: Tensor, table: Table, uniforms: Sequence[float], histories: Sequence[History | None] = ()
+    logits: Tensor,
+    table: Table,
+    uniforms: Sequence[float],
+    histories: Sequence[History | None] = (),
+    constraints: Sequence[Constraint | None] = (),
 ) -> list[int]:
     """One token for each row of logits (batch, vocab_size), greedily or by inverting the distribution at a uniform.
 
     Args:
         uniforms: one number in [0, 1) for each row, such as `uniform(seed, sample, step)`; greedy rows ignore theirs.
+        constraints: for each row what its next token may be, if anything; the other rows stay as they are.
 
     Raises:
         RequestError: a row has no finite logit: damaged weights, or a bias that forbids every token.
     """
-    logits = _steer(logits, table, histories)
+    bound = [row for row, constraint in enumerate(constraints) if constraint is not None]
+    masked = _mask(logits, constraints) if bound else logits
+    logits = _steer(masked, table, histories)
+    if bound:  # a bias of -inf gives way where it forbids all that the constraint allows
+        forbidden = torch.isneginf(logits[bound].amax(dim=-1, keepdim=True))
+        logits[bound] = torch.where(forbidden, masked[bound], logits[bound])
     highest, likeliest = logits.max(dim=-1)
     if not all(map(math.isfinite, highest.tolist())):
         raise RequestError(
@@ -244,6 +257,17 @@ _FILTERS = {
     "typical_p": keep_typical,
 }
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+
+
+def _mask(logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
+    """-inf where a row's constraint does not allow the token; ids beyond the tokenizer's are not allowed."""
+    logits = logits.clone()
+    for row, constraint in zip(logits, constraints):
+        if constraint is not None:
+            allowed = constraint.allowed()[: len(row)].to(row.device)
+            row[: len(allowed)].masked_fill_(~allowed, -math.inf)
+            row[len(allowed) :] = -math.inf
+    return logits
 
 
 def _steer(logits: Tensor, table: Table, histories: Sequence[History | None]) -> Tensor:
