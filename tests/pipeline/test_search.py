@@ -154,7 +154,7 @@ def test_settings_that_cannot_be_trained_fail_alone(tmp_path):
     assert failed and all("give one of them" in trial["error"] for trial in failed)
     assert all(trial["settings"]["train.epochs"] is None for trial in found.summary["trials"] if trial not in failed)
     with pytest.raises(FormaryError, match="no trial could be trained"):
-        execute(write(tmp_path / "all", {"train.epochs": [1]}, train={**TRAIN, "steps": 4}))
+        execute(write(tmp_path / "all", {"train.steps": [4], "train.epochs": [1]}, train={**TRAIN, "steps": 4}))
 
 
 def test_a_trial_worse_than_the_median_is_stopped_early(tmp_path):

@@ -63,3 +63,16 @@ def test_every_ready_recipe_is_valid_and_found_by_name():
 def test_a_misspelt_ready_recipe_is_suggested():
     with pytest.raises(RecipeError, match="did you mean 'demo'"):
         find("dmeo")
+
+
+@pytest.mark.parametrize(("given", "replaced"), [("steps", "epochs"), ("epochs", "steps")])
+def test_an_override_of_how_long_to_train_replaces_the_other_way_of_saying_it(given, replaced):
+    train = parse(MINIMAL + f"train: {{{replaced}: 9}}\n", overrides=[f"train.{given}=2"]).train
+    assert getattr(train, given) == 2 and getattr(train, replaced) is None
+    assert getattr(parse(MINIMAL + f"train: {{{replaced}: 9}}\n", overrides=[f"train.{given}="]).train, replaced) == 9
+
+
+def test_two_lengths_of_training_are_refused_before_any_work():
+    for text, overrides in (("train: {steps: 9, epochs: 2}", ()), ("", ("train.steps=9", "train.epochs=2"))):
+        with pytest.raises(RecipeError, match="train.steps and train.epochs .* give one of them"):
+            parse(MINIMAL + text, overrides=overrides)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from formary.errors import FormaryError, RecipeError, nearest
 from formary.recipe.schema import Recipe
 
+_LENGTHS = ("steps", "epochs")  # of training; one of them is given
 _AUTO = "literal['auto']"  # what pydantic calls the other choice of a field that takes a number or auto
 
 
@@ -42,11 +43,18 @@ def parse(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> 
         )
     for override in overrides:
         _apply(values, override)
+    given = {override.partition("=")[0].strip() for override in overrides}
+    for one, other in (_LENGTHS, _LENGTHS[::-1]):  # what replaces one way of saying it replaces the other
+        if f"train.{one}" in given and f"train.{other}" not in given and values["train"][one] is not None:
+            values["train"].pop(other, None)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = [problem for problem in error.errors() if problem["loc"][-1] != _AUTO]  # its number is named too
         raise RecipeError(f"{name}: " + "; ".join(_sentence(problem) for problem in problems)) from None
+    if recipe.train.steps and recipe.train.epochs:
+        raise RecipeError(f"{name}: train.steps and train.epochs say the same thing in two ways; give one of them")
+    return recipe
 
 
 def yaml_in(text: str, *, name: str, refusal: type[FormaryError] = RecipeError) -> Any:
