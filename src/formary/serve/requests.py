@@ -7,6 +7,7 @@ is refused by name, and so is a field that nobody knows. How a body becomes work
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -393,7 +394,7 @@ def parse(kind: type[B], raw: bytes) -> B:
 
 def _json(raw: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        values = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
         if b"\\u" in raw:
             json.dumps(values, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
     except RecursionError:
@@ -409,6 +410,11 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON; numbers must be finite")
 
 
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_constant(digits[:40])
+
+
 def _told(error: ValidationError) -> ApiError:
     """The first thing that is wrong, by the name of its field."""
     first: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -419,11 +425,14 @@ def _told(error: ValidationError) -> ApiError:
     return ApiError(400, f"{place}: {message}", param=place, code="invalid_value")
 
 
+_BRANCHES = {"str", "int", "float", "bool", "dict", "list"}
+
+
 def _place(location: Sequence[int | str]) -> str:
     text = ""
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part.isidentifier():  # others are pydantic's names for the branches of a union
+        elif part.isidentifier() and part not in _BRANCHES:  # names that pydantic gives the branches of a union
             text += f".{part}" if text else part
     return text
