@@ -43,11 +43,14 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "report": Command("formary.cli.run", "report", "Only write the report of a run again"),
     },
     "A model": {
+        "chat": Command("formary.cli.chat", "chat", "Talk with a model in the terminal"),
         "generate": Command("formary.cli.generate", "generate", "Let a model write, streamed to the terminal"),
+        "serve": Command("formary.cli.serve", "serve", "Serve models: OpenAI-compatible API and playground"),
         "predict": Command("formary.cli.predict", "predict", "Let a model answer: labels, tags, spans, translations"),
         "compare": Command(
             "formary.cli.predict", "compare", "Say which of two models is better on data, or cannot tell"
         ),
+        "bench": Command("formary.cli.bench", "bench", "Measure how fast a model runs on this machine"),
     },
 }
 
