@@ -63,6 +63,7 @@ _STAGES: dict[str, tuple[str, ...]] = {
     "typical_p": ("typical_p",),
 }
 _OPTIONS = tuple(field for fields in _STAGES.values() for field in fields)
+_KEEPS_ALL = (("top_p", 1), ("min_p", 0), ("typical_p", 1))
 _STEERING = ("repetition_penalty", "count_penalties")
 _NEUTRAL = SamplingSettings(temperature=1.0)
 _KEPT_LOGITS = 8  # of the last tokens looked at, so that moving a slider reads no prompt again
@@ -290,12 +291,13 @@ def stages(model: Model, logits: Tensor, asked: StagesRequest) -> dict[str, Any]
     def probabilities(used: SamplingSettings) -> Tensor:
         return process(logits, Table([used], logits.device), [history])[0].softmax(dim=-1)
 
+    chosen = {name: _effective(name, getattr(settings, name), logits.shape[-1]) for name in _OPTIONS}
     names, changed, rows = ["model"], [True], [logits[0].softmax(dim=-1)]
     used = _NEUTRAL
     for name, fields in _STAGES.items():
         if settings.greedy and name not in _STEERING:
             continue
-        before, used = used, replace(used, **{field: getattr(settings, field) for field in fields})
+        before, used = used, replace(used, **{field: chosen[field] for field in fields})
         names.append(name)
         changed.append(used != before)
         rows.append(probabilities(used) if used != before else rows[-1])
@@ -313,11 +315,17 @@ def stages(model: Model, logits: Tensor, asked: StagesRequest) -> dict[str, Any]
             {"name": name, "active": active, "kept": int((row > 0).sum()), "bits": _bits(row)}
             for name, active, row in zip(names, changed, table)
         ],
-        "settings": {name: getattr(settings, name) for name in _OPTIONS},
+        "settings": chosen,
         "tokens": [
             {"id": token, "text": piece(model, token), "probabilities": table[:, token].tolist()} for token in listed
         ],
     }
+
+
+def _effective(name: str, value: Any, vocab_size: int) -> Any:
+    """A setting, or None where its value keeps every token."""
+    off = (name == "top_k" and value is not None and value >= vocab_size) or (name, value) in _KEEPS_ALL
+    return None if off else value
 
 
 def piece(model: Model, token: int) -> str:

@@ -29,12 +29,14 @@ function tabs() {
 function about() {
   const one = model();
   byId("about").textContent = one
-    ? [t("parameters", { count: size(one.parameters) }), t("context_of", { count: number(one.context) }), one.task ?? one.family].join(" · ")
+    ? [t("parameters", { count: size(one.parameters) }), t("context_of", { count: number(one.context) }), one.family].join(" · ")
     : "";
 }
 
 function size(count) {
-  return count >= 1e9 ? `${number(count / 1e9, 1)} B` : count >= 1e6 ? `${number(count / 1e6, count < 1e7 ? 1 : 0)} M` : number(count);
+  const units = language() === "zh" ? [[1e8, " 亿"], [1e4, " 万"]] : [[1e9, " B"], [1e6, " M"]];
+  const [unit, sign] = units.find(([least]) => count >= least) ?? [1, ""];
+  return number(count / unit, count / unit < 10 && unit > 1 ? 1 : 0) + sign;
 }
 
 function showTabs(wanted) {

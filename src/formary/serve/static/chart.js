@@ -3,30 +3,28 @@
 import { draw, make } from "./elements.js";
 import { number } from "./language.js";
 
-const WIDTH = 720;
-const HEIGHT = 260;
-const EDGE = { left: 58, right: 14, top: 12, bottom: 28 };
+const EDGE = { left: 56, right: 22, top: 12, bottom: 28 };
 
-// series: [{name, kind: "line" | "faint" | "dots", color: 0..3, x: [], y: []}]
-export function chart(title, series, { logarithmic = false } = {}) {
+// `width` and `height` are in pixels of the page. series: [{name, kind: "line" | "faint" | "dots", color: 0..3, x: [], y: []}]
+export function chart(title, series, width, height, { logarithmic = false } = {}) {
   const points = series.flatMap((one) => one.x.map((x, place) => [x, one.y[place]])).filter(([x, y]) => usable(x, y, logarithmic));
   if (points.length === 0) return null;
   const scale = logarithmic ? Math.log10 : (value) => value;
   let [low, high] = extent(points.map(([, y]) => scale(y)));
   if (high - low < 1e-12) [low, high] = [low - (Math.abs(low) || 1) * 0.05, high + (Math.abs(high) || 1) * 0.05];
   const [first, last] = extent(points.map(([x]) => x));
-  const across = (x) => EDGE.left + ((x - first) / (last - first || 1)) * (WIDTH - EDGE.left - EDGE.right);
-  const up = (y) => HEIGHT - EDGE.bottom - ((scale(y) - low) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
+  const across = (x) => EDGE.left + ((x - first) / (last - first || 1)) * (width - EDGE.left - EDGE.right);
+  const up = (y) => height - EDGE.bottom - ((scale(y) - low) / (high - low)) * (height - EDGE.top - EDGE.bottom);
   const grid = draw("g", { class: "grid" });
   for (const value of ticks(low, high, 5)) {
-    const y = HEIGHT - EDGE.bottom - ((value - low) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
+    const y = height - EDGE.bottom - ((value - low) / (high - low)) * (height - EDGE.top - EDGE.bottom);
     grid.append(
-      draw("line", { x1: EDGE.left, x2: WIDTH - EDGE.right, y1: y, y2: y }),
+      draw("line", { x1: EDGE.left, x2: width - EDGE.right, y1: y, y2: y }),
       draw("text", { x: EDGE.left - 8, y: y + 4, "text-anchor": "end", text: short(logarithmic ? 10 ** value : value) }),
     );
   }
-  for (const value of ticks(first, last, 6)) {
-    if (value === Math.round(value)) grid.append(draw("text", { x: across(value), y: HEIGHT - 8, "text-anchor": "middle", text: number(value) }));
+  for (const value of ticks(first, last, Math.max(2, Math.round(width / 120)))) {
+    if (value === Math.round(value)) grid.append(draw("text", { x: across(value), y: height - 8, "text-anchor": "middle", text: number(value) }));
   }
   const lines = series.map((one) => {
     const good = one.x.map((x, place) => [x, one.y[place]]).filter(([x, y]) => usable(x, y, logarithmic));
@@ -35,9 +33,9 @@ export function chart(title, series, { logarithmic = false } = {}) {
     if (one.kind === "dots" && good.length <= 60) for (const [x, y] of good) group.append(draw("circle", { cx: across(x), cy: up(y), r: 3 }));
     return group;
   });
-  const cross = draw("line", { class: "cross", y1: EDGE.top, y2: HEIGHT - EDGE.bottom, x1: -10, x2: -10 });
+  const cross = draw("line", { class: "cross", y1: EDGE.top, y2: height - EDGE.bottom, x1: -10, x2: -10 });
   const picture = draw(
-    "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: "0", "aria-label": described(title, series) }, grid, ...lines, cross,
+    "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: "0", "aria-label": described(title, series) }, grid, ...lines, cross,
   );
   const reading = make("p", { class: "reading", "aria-live": "polite" });
   const steps = [...new Set(points.map(([x]) => x))].sort((one, other) => one - other);
@@ -48,13 +46,13 @@ export function chart(title, series, { logarithmic = false } = {}) {
     cross.setAttribute("x2", across(x));
     const said = series.filter((one) => one.kind !== "faint").map((one) => {
       const at = nearest(one.x, x);
-      return at < 0 || one.y[at] === null ? null : make("span", { class: `key ${one.kind} c${one.color}`, text: `${one.name} ${short(one.y[at])}` });
+      return at < 0 || one.y[at] === null ? null : make("span", { class: `key ${one.kind} c${one.color}`, text: `${one.name} ${short(one.y[at])}`.trim() });
     }).filter(Boolean);
     reading.replaceChildren(make("span", { class: "faint", text: number(x) }), ...said);
   };
   const follow = (event) => {
     const box = picture.getBoundingClientRect();
-    const x = first + ((((event.clientX - box.left) / box.width) * WIDTH - EDGE.left) / (WIDTH - EDGE.left - EDGE.right)) * (last - first);
+    const x = first + ((((event.clientX - box.left) / box.width) * width - EDGE.left) / (width - EDGE.left - EDGE.right)) * (last - first);
     place = nearest(steps, x);
     read();
   };

@@ -7,6 +7,8 @@ import { number, onLanguage, t } from "./language.js";
 
 const INTERVAL = 3000; // milliseconds
 const MOST = 4; // runs drawn into one chart
+const INSET = 42; // padding and border of a card
+const NARROW = 300; // pixels that a chart needs
 const LIVE = 90; // seconds since the last line
 
 export function runsPanel() {
@@ -27,10 +29,10 @@ export function runsPanel() {
       if (chosen.length === 0 && runs.length) chosen.push(runs[0].name);
       showList(runs);
       const data = await Promise.all(chosen.map((name) => get(`/playground/runs/${encodeURIComponent(name)}`)));
-      const state = JSON.stringify([data.map((run) => [run.name, run.step, run.training.step.length, run.validation.step.length]), document.documentElement.lang]);
+      const state = JSON.stringify([data.map((run) => [run.name, run.step, run.training.step.length, run.validation.step.length]), charts.clientWidth, document.documentElement.lang]);
       if (state === drawn || charts.contains(document.activeElement)) return;
       drawn = state;
-      charts.replaceChildren(...pictures(data));
+      charts.replaceChildren(...pictures(data, charts.clientWidth));
     } catch (error) {
       wrong.textContent = sentence(error) ?? "";
       wrong.hidden = false;
@@ -59,6 +61,7 @@ export function runsPanel() {
     if (focused?.startsWith("run-")) document.getElementById(focused)?.focus();
   }
 
+  new ResizeObserver(() => { if (drawn) look(); }).observe(charts);
   setInterval(look, INTERVAL);
   document.addEventListener("visibilitychange", look);
   onLanguage(() => { listed = ""; look(); });
@@ -66,10 +69,12 @@ export function runsPanel() {
   return panel;
 }
 
-function pictures(runs) {
+function pictures(runs, room) {
+  const inside = (width) => Math.max(220, width - INSET);
+  const half = room >= 2 * NARROW + 16 ? (room - 16) / 2 : room;
   const several = runs.length > 1;
   const named = (run, what) => (several ? `${run.name} · ${what}` : what);
-  const lines = (field) => runs.map((run, color) => ({ name: named(run, t(field)), kind: "line", color, x: run.training.step, y: run.training[field] }));
+  const lines = (field) => runs.map((run, color) => ({ name: several ? run.name : "", kind: "line", color, x: run.training.step, y: run.training[field] }));
   const losses = runs.flatMap((run, color) => [
     { name: t("loss"), kind: "faint", color, x: run.training.step, y: run.training.loss },
     { name: named(run, t("training")), kind: "line", color, x: run.training.step, y: smoothed(run.training.loss) },
@@ -82,8 +87,8 @@ function pictures(runs) {
   const samples = runs.flatMap((run) => run.samples.slice(-2)).map((sample) => make("blockquote", {}, make("p", { class: "faint", text: t("at_step", { step: number(sample.step) }) }), make("p", { class: "written", text: sample.text })));
   return [
     ...facts,
-    chart(t("loss"), losses),
-    make("div", { class: "pair" }, ...[chart(t("lr"), lines("lr")), chart(t("tokens_per_second"), lines("tokens_per_second"))].filter(Boolean)),
+    chart(t("loss"), losses, inside(room), 280),
+    make("div", { class: "pair" }, ...[chart(t("lr"), lines("lr"), inside(half), 180), chart(t("tokens_per_second"), lines("tokens_per_second"), inside(half), 180)].filter(Boolean)),
     samples.length ? make("section", { class: "card samples" }, make("h3", { text: t("samples") }), ...samples) : null,
   ].filter(Boolean);
 }
@@ -96,6 +101,6 @@ function duration(seconds) {
 }
 
 function ago(seconds) {
-  if (seconds < 86400) return t("ago", { time: duration(Math.max(60, Math.round(seconds / 60) * 60)) });
+  if (seconds < 86400) return t("ago", { time: duration(seconds < 3600 ? Math.max(60, seconds) : Math.round(seconds / 3600) * 3600) });
   return t("ago", { time: t("days", { count: Math.round(seconds / 86400) }) });
 }
