@@ -82,3 +82,21 @@ def test_an_encoder_decoder_answers_without_its_source(finished_runs, command):
     text = "the cat<extra_id_0> a mat"
     expected = formary.load(folder).generate(text, temperature=0, max_tokens=6).text
     assert command("generate", folder, text, "--temperature", 0, "--max-tokens", 6).stdout == expected + "\n"
+
+
+def test_the_answer_follows_a_regular_expression_a_choice_or_a_schema(finished, command, tmp_path):
+    shown = command("generate", finished.model, "the ", "--regex", "(cat|dog) sat", "--max-tokens", 20)
+    assert shown.stdout in ("the cat sat\n", "the dog sat\n")
+    shown = command("generate", finished.model, "the ", "--choice", "birds", "--choice", "mat", "--max-tokens", 20)
+    assert shown.stdout in ("the birds\n", "the mat\n")
+    (tmp_path / "schema.json").write_text('{"enum": [true, null]}', encoding="utf-8")
+    shown = command("generate", finished.model, "the ", "--json-schema", tmp_path / "schema.json", "--max-tokens", 20)
+    assert shown.stdout in ("the true\n", "the null\n")
+
+
+def test_a_schema_that_cannot_be_read_or_followed_is_one_line(finished, command, tmp_path):
+    missing = command("generate", finished.model, "the", "--json-schema", tmp_path / "no.json")
+    assert missing.exit_code == 2 and "no.json" in missing.stderr and "Traceback" not in missing.stderr
+    (tmp_path / "schema.json").write_text('{"not": {}}', encoding="utf-8")
+    refused = command("generate", finished.model, "the", "--json-schema", tmp_path / "schema.json")
+    assert refused.exit_code == 2 and "'not'" in refused.stderr and refused.stdout == ""

@@ -6,6 +6,7 @@ import json as json_format
 import sys
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,11 @@ def generate(
     frequency_penalty: Annotated[float | None, typer.Option(help="Per earlier occurrence.")] = None,
     presence_penalty: Annotated[float | None, typer.Option(help="For having occurred at all.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    json_schema: Annotated[str | None, typer.Option(help="Answer in JSON that is valid by this schema file.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Answer with a text that matches this expression.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="Answer with this text; give several to choose from.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     n: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     beams: Annotated[int | None, typer.Option(min=2, help="Beam search of this width instead of sampling.")] = None,
@@ -54,6 +60,9 @@ def generate(
         "frequency_penalty": frequency_penalty,
         "presence_penalty": presence_penalty,
         "stop": stop,
+        "json_schema": None if json_schema is None else _read(json_schema),
+        "regex": regex,
+        "choice": choice,
         "seed": seed,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -78,6 +87,13 @@ def generate(
 def continues(loaded: Any) -> bool:
     """Whether the model writes on from its prompt; an encoder-decoder answers it."""
     return bool(loaded.config.topology == "decoder")
+
+
+def _read(schema: str) -> str:
+    try:
+        return Path(schema).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormaryError(f"--json-schema {schema}: cannot be read ({error})") from error
 
 
 def _stream(loaded: Any, prompt: str, settings: dict[str, Any]) -> None:

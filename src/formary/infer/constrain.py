@@ -94,7 +94,7 @@ def regex(pattern: str, tokenizer: Tokenizer, *, ends: Iterable[int] | None = No
     r"""Answers match a regular expression from their beginning to their end.
 
     The syntax is that of Rust's regex crate, Python's but for what only backtracking can match: there is no
-    look-around, no \b and no back-reference; ^ and $ may stand at the two ends only.
+    look-around, no \b and no back-reference; ^ and $ may stand at the two ends only, and \d is 0 to 9.
 
     Raises:
         RequestError: the pattern is too long, not valid, or needs what is not there.
@@ -109,7 +109,7 @@ def regex(pattern: str, tokenizer: Tokenizer, *, ends: Iterable[int] | None = No
         raise RequestError("regex: ends in a backslash that escapes nothing; write two")
     _check_unicode("regex", pattern)
     try:
-        matcher = words.compiled(_grammar(f"/{_llguidance().regex_to_lark(pattern, '')}/"))
+        matcher = words.compiled(_grammar(f"/{_llguidance().regex_to_lark(pattern, 'd')}/"))
     except _Refused as refused:
         raise RequestError(f"regex: {refused}") from None
     return words.maker(matcher, ends, "regex")
@@ -140,6 +140,27 @@ def choice(
     except _Refused as refused:
         raise RequestError(f"choice: {refused}") from None
     return words.maker(matcher, ends, "choice")
+
+
+def asked_for(
+    options: Mapping[str, Any], tokenizer: Tokenizer, *, ends: Iterable[int] | None = None
+) -> Callable[[], Constraint] | None:
+    """The constraint that options ask for by its name, or None.
+
+    Raises:
+        RequestError: two are asked for, or the one cannot be followed.
+    """
+    names = [name for name in KINDS if options.get(name) is not None]
+    if len(names) > 1:
+        raise RequestError(f"{names[1]}: an answer cannot follow {names[0]} as well; leave one out")
+    return KINDS[names[0]](options[names[0]], tokenizer, ends=ends) if names else None
+
+
+KINDS: dict[str, Callable[..., Callable[[], Constraint]]] = {
+    "json_schema": json_schema,
+    "regex": regex,
+    "choice": choice,
+}
 
 
 class GrammarConstraint:
@@ -320,7 +341,9 @@ def _spellings(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
     if isinstance(tokenizer.backend.decoder, decoders.ByteLevel):
         return later, later
     first = list(later)
-    before = next((token for token, spelling in enumerate(later) if spelling.isalnum() and spelling.isascii()), None)
+    bytes_alone = {token for name, token in tokenizer.vocab.items() if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name)}
+    words = (token for token, spelling in enumerate(later) if spelling.isalnum() and spelling.isascii())
+    before = next((token for token in words if token not in bytes_alone), None)
     tokens = [token for token, spelling in enumerate(later) if spelling]
     beginnings = tokenizer.backend.decode_batch([[token] for token in tokens], skip_special_tokens=False)
     for token, text in zip(tokens, beginnings):

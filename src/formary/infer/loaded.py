@@ -17,6 +17,7 @@ import torch
 from formary.data.chat import Message, render, template_in
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError, nearest
+from formary.infer import constrain
 from formary.infer.beam import Hypothesis, beam_search
 from formary.infer.engine import Engine, Event, Finish, Request
 from formary.infer.precision import autocast
@@ -88,6 +89,9 @@ class Options(TypedDict, total=False):
     beams: int | None
     length_penalty: float
     early_stopping: bool | Literal["never"]
+    json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    choice: Sequence[str] | None
 
 
 _OPTIONS = tuple(Options.__annotations__)
@@ -158,6 +162,7 @@ class Model:
             options: `max_tokens`; `stop` (a string or several); `logprobs` (0: of the chosen tokens, k: and of the
                 k likeliest); `sliding` (go on beyond the context with its last half);
                 `beams` with `length_penalty` and `early_stopping` (beam search instead of sampling);
+                `json_schema`, `regex` or `choice` (a list of texts), which the answer then follows;
                 and the fields of `SamplingSettings`: temperature, top_k, top_p, min_p, typical_p, logit_bias,
                 repetition_penalty, frequency_penalty, presence_penalty, seed. Where nothing is said the model's
                 defaults hold, else greedy; a filter without a temperature samples at temperature 1.
@@ -390,6 +395,7 @@ class Model:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             logprobs=merged.get("logprobs"),
             sliding=merged.get("sliding", False),
+            constraint=constrain.asked_for(given, self.tokenizer, ends=self.stop_tokens()),
         )
         if given.get("beams") is None:
             for name in ("length_penalty", "early_stopping"):
@@ -398,8 +404,10 @@ class Model:
             return request, None
         refused = [
             name
-            for name in (*SETTINGS, "logprobs", "sliding", "stop")
-            if given.get(name) and name != "seed" and (name, given[name]) != ("repetition_penalty", 1)
+            for name in (*SETTINGS, "logprobs", "sliding", "stop", *constrain.KINDS)
+            if (given.get(name) or name in given.keys() & constrain.KINDS.keys())
+            and name != "seed"
+            and (name, given[name]) != ("repetition_penalty", 1)
         ]
         if refused:
             raise RequestError(f"{refused[0]}: beam search does not follow it; leave out either it or beams")
