@@ -211,7 +211,7 @@ def test_vectors_are_the_same_as_floats_and_as_base64(client: openai.OpenAI, ser
 def test_the_wrong_route_says_what_the_model_can_do(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="/v1/predict/classify"):
         client.completions.create(model="classify", prompt="a")
-    with pytest.raises(openai.BadRequestError, match="no chat template.*/v1/completions"):
+    with pytest.raises(openai.BadRequestError, match=r"no chat template.*/v1/completions"):
         client.chat.completions.create(model="plain", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="/v1/completions"):
         client.embeddings.create(model="writer", input="a")

@@ -158,12 +158,11 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 
 
 def _tokens(served: Served, body: TokenizeRequest) -> list[int]:
-    model = served.model
     if body.prompt is None:
-        return list(chat_prompt(model, body))
-    if body.add_special_tokens is False:
-        return model.tokenizer.encode(body.prompt)
-    return list(model.tokenizer.backend.encode(body.prompt).ids)
+        return list(chat_prompt(served, body))
+    return served.model.tokenizer.backend.encode(
+        body.prompt, add_special_tokens=body.add_special_tokens is not False
+    ).ids
 
 
 async def _body(request: Request, kind: type[B], service: Service) -> B:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from formary.errors import FormaryError
+from formary.serve import limits
 from formary.serve.errors import ApiError, refusal
 from formary.serve.requests import EmbeddingRequest, PredictRequest
-from formary.serve.responses import usage
+from formary.serve.responses import dumps, usage
 from formary.serve.service import Served
 from formary.serve.worker import Job, Mailbox
 
@@ -27,6 +28,7 @@ async def predicted(served: Served, body: PredictRequest, key: str) -> dict[str,
         ApiError: a row or an option is not as the task needs it.
     """
     served.must("predict")
+    _check_lengths(body.inputs, "inputs")
     options = {name: getattr(body, name) for name in ("beams", "max_tokens") if getattr(body, name) is not None}
     if options and (served.task is None or served.model.task.answers != "texts"):
         name = next(iter(options))
@@ -49,6 +51,7 @@ async def embedded(served: Served, body: EmbeddingRequest, key: str) -> dict[str
     texts = [text for text in body.input if isinstance(text, str)]
     if len(texts) < len(body.input):
         raise ApiError(400, "input: send texts; this model reads them with its own tokens", param="input")
+    _check_lengths(texts, "input")
     if not all(text.strip() for text in texts):
         raise ApiError(400, "input: a text is empty", param="input", code="invalid_value")
     answers = await _answers(served, texts, {}, key)
@@ -58,6 +61,14 @@ async def embedded(served: Served, body: EmbeddingRequest, key: str) -> dict[str
         for number, answer in enumerate(answers)
     ]
     return {"object": "list", "data": data, "model": served.name, "usage": _usage(read)}
+
+
+def _check_lengths(rows: Sequence[Any], field: str) -> None:
+    for number, row in enumerate(rows):
+        length = len(row) if isinstance(row, str) else len(dumps(row))
+        if length > limits.ROW_CHARACTERS:
+            message = f"{field}[{number}]: {length} characters are more than {limits.ROW_CHARACTERS}; cut it"
+            raise ApiError(400, message, param=f"{field}[{number}]", code="invalid_value")
 
 
 async def _answers(served: Served, rows: Sequence[Any], options: dict[str, Any], key: str) -> list[dict[str, Any]]:

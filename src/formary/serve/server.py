@@ -1,4 +1,4 @@
-"""Listening and stopping: the socket, uvicorn, and what SIGTERM means — no new requests, what runs is finished, exit 0."""
+"""Listening and stopping: on SIGTERM no new request is taken, what runs is finished, and the program ends with 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import uvicorn
 from formary.errors import FormaryError
 from formary.serve.app import create_app
 from formary.serve.service import Service
-
 
 
 def listen(host: str, port: int) -> socket.socket:

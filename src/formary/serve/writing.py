@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from formary.infer.engine import NO_TOKEN, Event, Request
+from formary.errors import RequestError
+from formary.infer.constrain import asked_for
+from formary.infer.engine import NO_TOKEN, Constraint, Event, Request
 from formary.infer.loaded import Model
 from formary.serve import limits
 from formary.serve.errors import ApiError
 from formary.serve.http import EventStream
-from formary.serve.requests import ChatRequest, CompletionRequest, Prompt, Writing
+from formary.serve.requests import ChatRequest, CompletionRequest, Prompt, TokenizeRequest, Writing
 from formary.serve.responses import (
     DONE,
     Choice,
@@ -72,9 +74,9 @@ class Answering:
         """
         body, tokenizer = self.body, self.model.tokenizer
         if isinstance(body, ChatRequest):
-            self.prompts = [chat_prompt(self.model, body)]
+            self.prompts = [chat_prompt(self.served, body)]
         else:
-            self.prompts = [prompt_tokens(self.model, prompt) for prompt in body.prompt]
+            self.prompts = [prompt_tokens(self.served, prompt) for prompt in body.prompt]
             if len(self.prompts) * self.n > limits.CHOICES:
                 raise ApiError(400, f"n: {len(self.prompts)} prompts x {self.n} are too many answers", param="n")
             if body.echo:
@@ -271,45 +273,58 @@ def streamed(answering: Answering) -> EventStream:
     return EventStream(answering.stream(), running.close)
 
 
-def prompt_tokens(model: Model, prompt: Prompt) -> tuple[int, ...]:
-    """A prompt as the model reads it; token ids are taken as they are."""
-    return model.prompt_tokens(prompt) if isinstance(prompt, str) else tuple(prompt)
+def prompt_tokens(served: Served, prompt: Prompt) -> tuple[int, ...]:
+    """A prompt as the model reads it; token ids are taken as they are.
+
+    Raises:
+        ApiError: it is so long that reading it would be a waste.
+    """
+    if not isinstance(prompt, str):
+        return tuple(prompt)
+    _check_length(served, prompt, "prompt")
+    return served.model.prompt_tokens(prompt)
 
 
-def chat_prompt(model: Model, body: ChatRequest | Any) -> tuple[int, ...]:
+def chat_prompt(served: Served, body: ChatRequest | TokenizeRequest) -> tuple[int, ...]:
     """A conversation as the model reads it.
 
     Raises:
-        ApiError: it has tools and the model's template has none. RequestError: the template refuses it.
+        ApiError: it has tools and the model's template has none, or it is far too long. RequestError: the template
+            refuses it.
     """
-    messages = [message.plain for message in body.messages]
-    tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
-    if tools:
-        if "tools" not in (model.chat_template or ""):
-            message = "tools: the model's chat template has no place for tools; leave them out"
-            raise ApiError(400, message, param="tools", code="unsupported_field")
-        return model.chat_tokens(messages, tools=tools)
-    return model.chat_tokens(messages)
+    model = served.model
+    messages = [message.plain for message in body.messages or ()]
+    tools = None if isinstance(body, ChatRequest) and body.tool_choice == "none" else body.tools
+    if tools and "tools" not in (model.chat_template or ""):
+        message = "tools: the model's chat template has no place for tools; leave them out"
+        raise ApiError(400, message, param="tools", code="unsupported_field")
+    text = model.render_chat(messages, **({"tools": tools} if tools else {}))
+    _check_length(served, text, "messages")
+    return tuple(model.tokenizer.encode(text))
 
 
-def constraint(model: Model, body: Writing) -> Any:
+def _check_length(served: Served, text: str, field: str) -> None:
+    encoder = served.model.config.encoder
+    context = served.worker.context if encoder is None else encoder.context
+    if len(text) > limits.CHARACTERS_PER_TOKEN * context:
+        message = f"{field}: {len(text)} characters are far more than the context of {context} tokens; shorten it"
+        raise ApiError(400, message, param=field, code="context_length_exceeded")
+
+
+def constraint(model: Model, body: Writing) -> Callable[[], Constraint] | None:
     """What the answer has to follow, or None.
 
     Raises:
-        RequestError: it cannot be followed; the message says what of it.
+        ApiError: it cannot be followed; the message says what of it.
     """
     form = body.response_format
-    kind = form.type if form is not None and form.type != "text" else None
-    if kind is None and body.regex is None and body.choice is None:
-        return None
-    from formary.infer import constrain
-
-    tokenizer = model.tokenizer
-    if body.regex is not None:
-        return constrain.regex(body.regex, tokenizer)
-    if body.choice is not None:
-        return constrain.choice(body.choice, tokenizer)
-    if kind == "json_object":
-        return constrain.json_object(tokenizer)
-    assert form is not None and form.json_schema is not None
-    return constrain.json_schema(form.json_schema.schema_, tokenizer)
+    asked: dict[str, Any] = {"regex": body.regex, "choice": body.choice}
+    if form is not None and form.json_schema is not None:
+        asked["json_schema"] = form.json_schema.schema_
+    elif form is not None and form.type == "json_object":
+        asked["json_schema"] = {"type": "object"}
+    try:
+        return asked_for(asked, model.tokenizer, ends=model.stop_tokens())
+    except RequestError as error:
+        field = next((name for name in ("regex", "choice") if asked[name] is not None), "response_format")
+        raise ApiError(400, str(error), param=field, code="invalid_value") from None
