@@ -230,13 +230,13 @@ def test_text_that_was_withheld_appears_at_the_end(make_network: Make) -> None:
 def test_equal_prompts_are_read_once(make_network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(make_network("gpt2-mini"), slots=8)
     read: list[int] = []
-    prefill = engine._stepper.prefill
+    stepper_read = engine._stepper.read
 
     def counted(start: int, prompts: Any, sources: Any = ()) -> Any:
         read.extend(map(len, prompts))
-        return prefill(start, prompts, sources)
+        return stepper_read(start, prompts, sources)
 
-    monkeypatch.setattr(engine._stepper, "prefill", counted)
+    monkeypatch.setattr(engine._stepper, "read", counted)
     for request in (Request((1, 2, 3), n=3), Request((1, 2, 3)), Request((4,))):
         engine.submit(request)
     engine.step()

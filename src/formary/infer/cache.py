@@ -48,17 +48,18 @@ class KVCache:
     ) -> None:
         self.slots = slots
         self.context = context
+        self.always_rounds = False  # keys are a multiple of _KEYS also where all rows begin
         self.lengths = [0] * slots
         self.memory_lengths = [0] * slots
         self._always_mask = config.position == "relative_bias"
         self._capacity, memory_capacity = _rounded(context + 1), _rounded(memory_context)
         shape = (slots, config.kv_head_count, self._capacity, config.q_head_width)
-        self.keys = [_zeros(shape, dtype, device) for _ in range(config.layers)]
-        self.values = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.keys = [zeros(shape, dtype, device) for _ in range(config.layers)]
+        self.values = [zeros(shape, dtype, device) for _ in range(config.layers)]
         memory_shape = (slots, config.kv_head_count, memory_capacity, config.q_head_width)
         layers = config.layers if memory_context else 0
-        self._memory_keys = [_zeros(memory_shape, dtype, device) for _ in range(layers)]
-        self._memory_values = [_zeros(memory_shape, dtype, device) for _ in range(layers)]
+        self._memory_keys = [zeros(memory_shape, dtype, device) for _ in range(layers)]
+        self._memory_values = [zeros(memory_shape, dtype, device) for _ in range(layers)]
         self._device = device
         self._heads = torch.arange(config.kv_head_count, device=device)[None, :, None]
         # Of the forward pass in progress:
@@ -87,7 +88,7 @@ class KVCache:
         seq = max(counts)
         self._begin_memory(new_memory)
         offsets = torch.arange(seq, device=self._device)
-        if max(lengths) == 0:
+        if max(lengths) == 0 and not self.always_rounds:
             self._at, self._index, self._end = 0, None, seq
             positions = offsets[None]
             return positions, causal_mask(positions, seq) if self._always_mask else None, self._memory_mask()
@@ -102,6 +103,22 @@ class KVCache:
         self._index = (rows, self._heads, places.clamp(max=self._capacity - 1)[:, None, :])
         return places.clamp(max=self.context - 1), causal_mask(places, self._end), self._memory_mask()
 
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Of the pass in progress: its first row, the row after its last, and how many keys attention reads."""
+        return self._start, self._stop, self._end
+
+    def places(self) -> Tensor:
+        """Where this pass writes, as rows of a layer's tensor seen as (slots x kv_heads x capacity, head_width)."""
+        heads = len(self._heads[0])
+        rows = torch.arange(self._start, self._stop, device=self._device)[:, None, None] * heads + self._heads
+        if self._index is None:
+            assert self._at is not None
+            new = torch.arange(self._at, self._at + max(self._counts), device=self._device)
+        else:
+            new = self._index[2]
+        return (rows * self._capacity + new).flatten()
+
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (rows, kv_heads, seq, head_width); return all there are, up to the longest row."""
         all_keys, all_values = self.keys[layer], self.values[layer]
@@ -110,7 +127,7 @@ class KVCache:
             new = slice(self._at, self._at + keys.shape[2])
             all_keys[rows, :, new] = keys
             all_values[rows, :, new] = values
-            if self._at == 0:
+            if self._end == keys.shape[2]:
                 return keys, values
         else:
             assert self._index is not None
@@ -186,7 +203,7 @@ def _rounded(length: int) -> int:
     return -(-length // _KEYS) * _KEYS
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Zeros that take memory only where they are written: a short text in a long context costs little.
 
     They must be zeros: attention multiplies masked values by 0, and 0 times leftover NaN would be NaN.

@@ -1,11 +1,11 @@
 """What is asked of the engine and what it answers: requests, events, scores of prompts, counters.
 
-Plain values: nothing here runs a network. A request is checked as it is made; whether it fits a model is the engine's
-to say.
+Plain values: nothing here runs a network. A request is checked as it is made, and against a model as it is submitted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from formary.errors import RequestError
 from formary.infer.sampling import SamplingSettings
+from formary.model.config import ModelConfig
 
 Finish = Literal["stop", "length"]
 Top = tuple[tuple[int, float], ...]  # the likeliest (token, log-probability) pairs, best first
@@ -143,3 +144,41 @@ class EngineStatistics:
     steps: int = 0
     proposed: int = 0
     accepted: int = 0
+
+
+def beginning(
+    request: Request, config: ModelConfig, *, context: int, source_context: int, vocab_size: int
+) -> tuple[int, ...]:
+    """What a decoder reads before it writes: a decoder's prompt, or the prefix of an encoder-decoder's target.
+
+    Raises:
+        RequestError: the model cannot follow the request; the message names what.
+    """
+    prompt, source = request.prompt, request.prompt
+    if config.encoder is not None:
+        start = (config.decoder_start_id,) if config.decoder_start_id is not None else ()
+        prompt = start if request.prefix is None else request.prefix
+        if len(source) > source_context:
+            raise RequestError(
+                f"prompt: {len(source)} tokens are more than the encoder's context of {source_context}; shorten it"
+            )
+        if not source:
+            raise RequestError("prompt: is empty; an encoder-decoder needs a source text")
+        if not prompt:
+            raise RequestError("prefix: the model's config has no decoder_start_id, so say what the target begins with")
+        for name, asked in (("sliding", request.sliding), ("prompt_logprobs", request.prompt_logprobs is not None)):
+            if asked:
+                raise RequestError(f"{name}: an encoder-decoder cannot follow it; only decoders can")
+    elif not prompt:
+        raise RequestError("prompt: has no tokens to begin from")
+    if len(prompt) > context:
+        raise RequestError(f"prompt: {len(prompt)} tokens are more than the context of {context}; shorten it")
+    if min(*prompt, *source, 0) < 0:
+        raise RequestError(f"prompt: token {min(*prompt, *source)} is not in the vocabulary; ids count from 0")
+    bias = request.settings.logit_bias
+    largest = max(*prompt, *source, *bias, 0)
+    if largest >= vocab_size:
+        raise RequestError(f"prompt or logit_bias: token {largest} is outside the vocabulary of {vocab_size}")
+    if list(bias.values()).count(-math.inf) == vocab_size:
+        raise RequestError("logit_bias: forbids every token of the vocabulary; allow at least one")
+    return prompt
