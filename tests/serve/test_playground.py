@@ -143,6 +143,7 @@ def test_the_chosen_token_is_listed_however_unlikely(served: Any) -> None:
         ({"model": "writer", "prompt": [1], "tok_k": 3}, 400, "tok_k"),
         ({"model": "classify", "prompt": [1]}, 400, "does not write"),
         ({"model": "writer", "prompt": "text"}, 400, "prompt"),
+        ({"model": "writer", "prompt": [1], "temperature": True}, 400, "temperature"),
     ],
 )
 def test_what_cannot_be_looked_at_is_refused_with_a_sentence(

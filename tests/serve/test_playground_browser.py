@@ -64,6 +64,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
 def _write(page: Any, prompt: str, *, tokens: int = 12) -> None:
     page.fill("#setting-max_tokens", str(tokens))
+    page.fill("#setting-seed", "3")
     page.fill("#field-prompt", prompt)
     page.keyboard.press("Control+Enter")
     _written(page, tokens)
@@ -132,6 +133,7 @@ def test_chat_goes_on_from_a_token_of_an_answer(served: Any, visit: Callable[...
     asked: list[Any] = []
     page.on("request", lambda r: asked.append(json.loads(r.post_data)) if r.url.endswith("/v1/completions") else None)
     page.fill("#setting-max_tokens", "8")
+    page.fill("#setting-seed", "3")
     page.fill("#field-message", "Hello")
     page.keyboard.press("Enter")
     page.wait_for_selector(".log .answer:not(.writing) .token:nth-child(3)")
@@ -167,6 +169,7 @@ def test_everything_about_a_token_can_be_done_by_keyboard(served: Any, visit: Ca
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.id") == "tab-complete"
     page.fill("#setting-max_tokens", "6")
+    page.fill("#setting-seed", "3")
     page.focus("#field-prompt")
     page.keyboard.type("The")
     page.keyboard.press("Control+Enter")
@@ -279,7 +282,8 @@ def test_curves_grow_while_a_run_goes_on(
         page.locator(".chart svg").first.focus()
         page.keyboard.press("Home")
         assert "training (smoothed) 3.5" in page.locator(".reading").first.inner_text()
-        page.locator("#tab-runs").focus()
         with metrics.open("a") as file:
             file.write(line.format(3, 2.75))
         page.wait_for_selector(".charts p:has-text('step 3')")
+        assert page.evaluate("document.activeElement.tagName") == "svg"  # where it was
+        assert "training (smoothed) 3.5" in page.locator(".reading").first.inner_text()

@@ -4,6 +4,7 @@ Everything else the page does goes through the public API, as any client would. 
 `infer.sampling`, curves are read from metrics.jsonl; nothing is computed a second way. Reads only, never writes.
 """
 
+import asyncio
 import re
 import threading
 import time
@@ -18,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from formary.errors import MissingExtra, RequestError
+from formary.errors import FormaryError, MissingExtra, RequestError
 from formary.infer.loaded import Model
 from formary.infer.sampling import History, SamplingSettings, Table, process
 from formary.infer.stepper import Stepper
@@ -26,6 +27,8 @@ from formary.model.heads import LanguageHead
 from formary.model.topologies import Encoder, EncoderDecoder
 from formary.serve.errors import ApiError
 from formary.serve.examples import EXAMPLES
+from formary.serve.http import body_of
+from formary.serve.requests import parse
 from formary.serve.turns import Turns
 from formary.train.records import read_records
 
@@ -104,7 +107,7 @@ class State(Protocol):
 class StagesRequest(BaseModel):
     """One token to look at: what was read before it, how it is chosen, and which it was."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = Field(max_length=200)
     prompt: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=2**17, description="An encoder's source.")
@@ -166,13 +169,14 @@ def router(state: State) -> "APIRouter":
         return {"models": [described(name, model) for name, model in state.models.items()]}
 
     @routes.post("/playground/stages", include_in_schema=False)
-    def token_stages(asked: StagesRequest) -> dict[str, Any]:
+    async def token_stages(request: Request) -> dict[str, Any]:
+        asked = parse(StagesRequest, await body_of(request))
         if asked.model not in state.models:
-            raise ApiError(404, f"there is no model '{asked.model[:80]}'")
+            raise ApiError(404, f"there is no model '{asked.model[:80]}'", param="model")
         if not looks.waiting.acquire(blocking=False):
             raise ApiError(429, "too many people look at tokens at once; try again", retry_after=1)
         try:
-            return looks.stages(state.models[asked.model], asked)
+            return await asyncio.to_thread(looks.stages, state.models[asked.model], asked)
         finally:
             looks.waiting.release()
 
@@ -222,7 +226,7 @@ def tabs(model: Model) -> list[str]:
     found: list[str] = []
     try:
         tab = _TABS.get(model.task.answers)
-    except RequestError:
+    except FormaryError:
         tab = None
     writes = isinstance(model.network.head, LanguageHead) and not isinstance(model.network, Encoder)
     if isinstance(model.network, EncoderDecoder):

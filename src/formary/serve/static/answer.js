@@ -8,6 +8,7 @@ import { settings } from "./settings.js";
 import { openStages } from "./stages.js";
 
 const ALTERNATIVES = 5;
+const UNSEEN = /^[\p{Cc}\p{Cf}]*$(?<![\n\t])/u; // nothing that one could see or choose
 
 export class Answer {
   // `prompt` gives the prompt's token ids (for going on exactly), `changed` is called when another version is shown.
@@ -122,11 +123,11 @@ export class Answer {
     const end = token.text === "" && this.model.ends.includes(token.id);
     const names = ["token", shade(token.probability)];
     if (token.picked) names.push("picked");
-    if (token.text === "") names.push(end ? "end" : "empty");
+    if (UNSEEN.test(token.text)) names.push(end ? "end" : "empty");
     if (/^\n+$/.test(token.text)) names.push("line");
     return make("span", {
       class: names.join(" "), role: "button", "aria-haspopup": "dialog", tabindex: place === 0 ? "0" : "-1",
-      "data-place": String(place), text: token.text,
+      "data-place": String(place), text: token.text, title: percent(token.probability),
       ...(token.text.trim() === "" ? { "aria-label": end ? t("end") : visible(token.piece || token.text) } : {}),
     });
   }

@@ -3,6 +3,7 @@
 import { draw, make } from "./elements.js";
 import { number } from "./language.js";
 
+const held = new Map(); // where people left the cross-hair, by title: curves that grow are drawn anew
 const EDGE = { left: 56, right: 22, top: 12, bottom: 28 };
 
 // `width` and `height` are in pixels of the page. series: [{name, kind: "line" | "faint" | "dots", color: 0..3, x: [], y: []}]
@@ -39,7 +40,12 @@ export function chart(title, series, width, height, { logarithmic = false } = {}
   );
   const reading = make("p", { class: "reading", "aria-live": "polite" });
   const steps = [...new Set(points.map(([x]) => x))].sort((one, other) => one - other);
-  let place = steps.length - 1;
+  let place = held.has(title) ? nearest(steps, held.get(title)) : steps.length - 1;
+  const hold = () => {
+    if (place === steps.length - 1) held.delete(title);
+    else held.set(title, steps[place]);
+    read();
+  };
   const read = () => {
     const x = steps[place];
     cross.setAttribute("x1", across(x));
@@ -54,7 +60,7 @@ export function chart(title, series, width, height, { logarithmic = false } = {}
     const box = picture.getBoundingClientRect();
     const x = first + ((((event.clientX - box.left) / box.width) * width - EDGE.left) / (width - EDGE.left - EDGE.right)) * (last - first);
     place = nearest(steps, x);
-    read();
+    hold();
   };
   picture.addEventListener("pointermove", follow);
   picture.addEventListener("pointerdown", follow);
@@ -63,7 +69,7 @@ export function chart(title, series, width, height, { logarithmic = false } = {}
     if (move === undefined) return;
     event.preventDefault();
     place = Math.max(0, Math.min(steps.length - 1, place + move));
-    read();
+    hold();
   });
   read();
   return make("figure", { class: "chart card" }, make("figcaption", {}, make("h3", { text: title }), reading), picture);

@@ -30,9 +30,11 @@ export function runsPanel() {
       showList(runs);
       const data = await Promise.all(chosen.map((name) => get(`/playground/runs/${encodeURIComponent(name)}`)));
       const state = JSON.stringify([data.map((run) => [run.name, run.step, run.training.step.length, run.validation.step.length]), charts.clientWidth, document.documentElement.lang]);
-      if (state === drawn || charts.contains(document.activeElement)) return;
+      if (state === drawn) return;
       drawn = state;
+      const focused = [...charts.querySelectorAll("svg")].indexOf(document.activeElement);
       charts.replaceChildren(...pictures(data, charts.clientWidth));
+      if (focused >= 0) charts.querySelectorAll("svg")[focused]?.focus({ preventScroll: true });
     } catch (error) {
       wrong.textContent = sentence(error) ?? "";
       wrong.hidden = false;

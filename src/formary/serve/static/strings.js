@@ -6,7 +6,7 @@ const SENTENCES = {
   tabs: ["What the model can do", "模型的功能"],
   nothing: ["This model has nothing to show here.", "这个模型在这里没有可用的功能。"],
   loading: ["The models are still being loaded …", "模型正在加载……"],
-  parameters: ["{count} parameters", "{count} 参数"],
+  parameters: ["{count} parameters", "{count}参数"],
   context_of: ["context {count}", "上下文 {count}"],
   to_light: ["Switch to light colours", "切换到浅色"],
   to_dark: ["Switch to dark colours", "切换到深色"],
