@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import formary
-from formary.infer.bench import weight_bytes
+from formary.infer.kernels import weight_bytes
 
 TINY = ["--threads", 1, "--prompt", 4, "--new", 4, "--prefill", 8, "--batch", "1,2", "--rounds", 2]
 
@@ -22,7 +22,7 @@ def test_json_has_every_figure_with_its_rounds_and_what_they_belong_to(finished,
     result = command("bench", finished.model, *TINY, "--json")
     found = json.loads(result.stdout)
     network = formary.load(finished.model).network
-    assert found["kernels"]["float32"]["weight_bytes"] == weight_bytes(network)
+    assert found["kernels"]["float32"]["bytes_per_token"] == weight_bytes(network)
     assert found["threads"] == 1 and found["bandwidth_bytes_per_s"] > 0 and found["peak_memory_bytes"] > 10**8
     figures = {figure["measure"]: figure for figure in found["figures"] if figure["kernel"] == "float32"}
     assert set(figures) == {"writing, 1 at once", "writing, 2 at once", "first token after 4", "reading 8 tokens"}
@@ -32,7 +32,12 @@ def test_json_has_every_figure_with_its_rounds_and_what_they_belong_to(finished,
 def test_the_table_shows_medians_and_says_what_was_measured(finished, command):
     result = command("bench", finished.model, *TINY)
     assert result.exit_code == 0, result.stderr
-    for words in ("writing, 2 at once, tokens/s", "of what memory gives", "weights, MB", "Medians of 2 rounds"):
+    for words in (
+        "writing, 2 at once, tokens/s",
+        "of what memory gives",
+        "weights read for a token, MB",
+        "Medians of 2 rounds",
+    ):
         assert words in result.stdout
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import formary
 from formary.errors import RequestError
-from formary.infer import bench
+from formary.infer import bench, kernels
 from formary.infer.bench import Figure, Workload
 from formary.infer.engine import Engine
 
@@ -64,7 +64,7 @@ def test_a_decoder_is_measured_writing_and_reading_in_every_round_with_each_kern
     assert list(found) == [(kernel, name) for kernel in networks for name in names]
     assert all(len(figure.values) == SMALL.rounds and min(figure.values) > 0 for figure in figures)
     one = found["one", "writing, 1 at once"]
-    assert one.bandwidth_share == pytest.approx(bench.bytes_per_token(model.network) * one.median / 1e9)
+    assert one.bandwidth_share == pytest.approx(kernels.weight_bytes(model.network) * one.median / 1e9)
     assert found["one", "writing, 3 at once"].bandwidth_share is None
 
 
@@ -76,15 +76,14 @@ def test_the_other_kinds_of_models_are_measured_too(finished_runs, task):
     assert names == ["6 texts"] if task == "masked_lm" else "writing, 3 at once" in names
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_step_reads_the_output_matrix_and_not_the_table_of_tokens(make_network, tied):
-    network = make_network("gpt2-mini", tied_embeddings=tied)
-    tables = 8 * network.config.vocab_size * network.config.transformer.width
-    positions = 8 * network.config.context * network.config.transformer.width
-    parameters = sum(8 * parameter.numel() for parameter in network.parameters())
-    buffers = sum(buffer.nbytes for buffer in network.buffers())
-    assert bench.weight_bytes(network) == parameters + buffers
-    assert bench.bytes_per_token(network) == parameters + buffers - positions - (0 if tied else tables)
+def test_every_kernel_of_the_machine_is_measured_and_answers_alike(model):
+    networks = bench.networks_of(model)
+    assert tuple(networks) == kernels.available() and networks["float32"] is model.network
+    tokens = torch.tensor([model.tokenizer.encode("the cat sat")])
+    with torch.inference_mode():
+        logits = [network.head(network(tokens)) for network in networks.values()]
+    for other in logits[1:]:
+        assert (other - logits[0]).norm() < 0.05 * logits[0].norm()
 
 
 def test_a_workload_is_shortened_to_the_context(model):

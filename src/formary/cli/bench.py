@@ -40,7 +40,7 @@ def bench(
     import torch
     from rich.console import Console
 
-    from formary.infer.bench import Workload, read_bandwidth
+    from formary.infer.bench import Workload, networks_of, read_bandwidth
     from formary.infer.bench import measure as measured
     from formary.infer.loaded import load
     from formary.train.machine import physical_cores
@@ -51,7 +51,7 @@ def bench(
     workload = asked.fitting(loaded)
     console = Console(stderr=json, highlight=False, soft_wrap=True)
     bandwidth = read_bandwidth()
-    networks = {"float32": loaded.network}
+    networks = networks_of(loaded)
     with console.status("") as status:
         figures = measured(
             loaded, networks, workload, bandwidth=bandwidth, told=lambda what: status.update(f"{what} ...")
@@ -92,7 +92,10 @@ def _table(figures: list[Figure], facts: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table("", *facts["kernels"], box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for kernel in facts["kernels"]:
+        table.add_column(kernel)
     found = {(figure.measure, figure.kernel): figure for figure in figures}
     for measure in dict.fromkeys(figure.measure for figure in figures):
         of_kernels = [found[measure, kernel] for kernel in facts["kernels"]]
@@ -100,7 +103,9 @@ def _table(figures: list[Figure], facts: dict[str, Any]) -> Table:
         if of_kernels[0].bandwidth_share is not None:
             shares = [f"{figure.bandwidth_share:.0%}" for figure in of_kernels]
             table.add_row("  of what memory gives", *shares)
-    table.add_row("weights, MB", *[f"{one['weight_bytes'] / 1e6:,.0f}" for one in facts["kernels"].values()])
+    table.add_row(
+        "weights read for a token, MB", *[f"{one['bytes_per_token'] / 1e6:,.0f}" for one in facts["kernels"].values()]
+    )
     return table
 
 
@@ -117,7 +122,7 @@ def _facts(model: Model, name: str, networks: dict[str, Any], bandwidth: float) 
 
     import torch
 
-    from formary.infer.bench import bytes_per_token, weight_bytes
+    from formary.infer.kernels import weight_bytes
     from formary.model.topologies import parameter_count
     from formary.train.machine import cpu_name
 
@@ -130,10 +135,7 @@ def _facts(model: Model, name: str, networks: dict[str, Any], bandwidth: float) 
         "formary": version("formary"),
         "bandwidth_bytes_per_s": bandwidth,
         "peak_memory_bytes": _peak_memory(),
-        "kernels": {
-            kernel: {"weight_bytes": weight_bytes(network), "bytes_per_token": bytes_per_token(network)}
-            for kernel, network in networks.items()
-        },
+        "kernels": {kernel: {"bytes_per_token": weight_bytes(network)} for kernel, network in networks.items()},
     }
 
 

@@ -11,15 +11,17 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from formary.data.buckets import by_length
 from formary.errors import RequestError
+from formary.infer import kernels
 from formary.infer.engine import Engine, Request
 from formary.infer.loaded import Model
+from formary.infer.precision import autocast, fast_precision
 from formary.infer.sampling import SamplingSettings
 from formary.infer.stepper import evaluating
 from formary.model.topologies import Encoder, Network
@@ -28,6 +30,7 @@ from formary.tasks.reading import Reader, padded
 _TEXT = "the meeting of our small reading group moves to Thursday because Anna cannot come before seven o'clock"
 _LONGEST_TEXT = 256  # words
 _BATCH_TOKENS = 4096  # of a group of texts with its padding
+_SAMPLE_TEXTS, _SAMPLE_TOKENS = 40, 512  # by which the 8 bits are chosen
 _READ_BYTES = 2**28  # far more than a processor's caches hold
 
 
@@ -107,6 +110,22 @@ class Writing:
     tokens_per_second: float  # of all texts together, while all of them were being written
 
 
+def networks_of(model: Model) -> dict[str, Network]:
+    """The model's network in every kernel that this machine has; an encoder's in bfloat16 too, where that is fast."""
+    network, encoder = model.network, isinstance(model.network, Encoder)
+    found = {"float32": network}
+    if encoder and fast_precision("cpu") == "bfloat16":
+        found["bfloat16"] = network
+    if "int8" in kernels.available():
+        text = " ".join(mixed_texts(_SAMPLE_TEXTS))
+        tokens = torch.tensor([model.tokenizer.encode(text)[: min(_SAMPLE_TOKENS, model.config.context)]])
+        if model.config.encoder is None:
+            found["int8"] = kernels.quantised(network, tokens)
+        else:
+            found["int8"] = kernels.quantised(network, tokens, source=tokens[:, : model.config.encoder.context])
+    return found
+
+
 def measure(
     model: Model,
     networks: Mapping[str, Network],
@@ -124,7 +143,9 @@ def measure(
     """
     values: dict[tuple[str, str, str], list[float]] = {}
     encoder = isinstance(model.network, Encoder)
-    rounds = {name: _encoder_round if encoder else _writer_round for name in networks}
+    rounds = {
+        name: partial(_encoder_round, precision=_precision(name)) if encoder else _writer_round for name in networks
+    }
     for number in range(-1, workload.rounds):  # the first round is short and does not count
         for name, one_round in rounds.items():
             told(f"round {number + 1} of {workload.rounds}, {name}" if number >= 0 else f"warming up {name}")
@@ -179,19 +200,6 @@ def read_bandwidth(seconds: float = 0.5, *, read_bytes: int = _READ_BYTES) -> fl
     return tensor.numel() * 4 / best
 
 
-def bytes_per_token(network: nn.Module) -> int:
-    """Bytes of weights that a decoding step reads: all but tables of which it looks up single rows."""
-    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
-    head = getattr(getattr(network, "head", None), "weight", None)
-    weights = [*network.parameters(), *network.buffers()]
-    return sum(weight.nbytes for weight in weights if id(weight) not in tables or weight is head)
-
-
-def weight_bytes(network: nn.Module) -> int:
-    """Bytes of all weights."""
-    return sum(weight.nbytes for weight in (*network.parameters(), *network.buffers()))
-
-
 def mixed_texts(count: int, *, longest: int = _LONGEST_TEXT, seed: int = 0) -> list[str]:
     """Texts of 3 to `longest` words, most of them short, the same at every call."""
     rng, words = random.Random(seed), _TEXT.split()
@@ -216,14 +224,21 @@ def _writer_round(model: Model, network: Network, workload: Workload, number: in
     return found
 
 
-def _encoder_round(model: Model, network: Network, workload: Workload, number: int) -> dict[tuple[str, str], float]:
+def _precision(kernel: str) -> str:
+    return "bfloat16" if kernel == "bfloat16" else "float32"
+
+
+def _encoder_round(
+    model: Model, network: Network, workload: Workload, number: int, *, precision: str
+) -> dict[tuple[str, str], float]:
     texts = mixed_texts(workload.texts if number >= 0 else min(8, workload.texts))
     answering = Model(network, model.tokenizer, formary=model.formary)
     began = time.perf_counter()
     if _has_task(answering):
-        answering.predict([_row(answering.task.asks, text) for text in texts])
+        answering.predict([_row(answering.task.asks, text) for text in texts], precision=precision)
     else:
-        _read_texts(answering, texts)
+        with autocast(precision, torch.device("cpu")):
+            _read_texts(answering, texts)
     return {(f"{workload.texts} texts", "texts/s"): len(texts) / (time.perf_counter() - began)}
 
 
@@ -262,7 +277,7 @@ def _tokens(model: Model, count: int, seed: str) -> tuple[int, ...]:
     return tuple(rng.randrange(model.config.vocab_size) for _ in range(count))
 
 
-def _share(network: nn.Module, what: str, found: Sequence[float], bandwidth: float | None) -> float | None:
+def _share(network: Network, what: str, found: Sequence[float], bandwidth: float | None) -> float | None:
     if bandwidth is None or what != "writing, 1 at once":
         return None
-    return bytes_per_token(network) * statistics.median(found) / bandwidth
+    return kernels.weight_bytes(network) * statistics.median(found) / bandwidth
