@@ -14,6 +14,8 @@ from torch import Tensor
 
 from formary.errors import RequestError
 from formary.infer.cache import KVCache
+from formary.infer.fused import FusedDecoder, fits
+from formary.infer.kernels import Int8Head
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 
@@ -35,7 +37,7 @@ class Stepper:
                 "this model is an encoder (such as BERT) and does not write text; "
                 "Model.fill completes its masked words, or load a decoder or encoder-decoder"
             )
-        if not isinstance(network.head, LanguageHead):
+        if not isinstance(network.head, LanguageHead | Int8Head):
             raise RequestError(
                 f"this model's head scores labels ({network.config.head}) and does not write text; use predict"
             )
@@ -55,6 +57,8 @@ class Stepper:
             device=weight.device,
         )
         self.device = weight.device
+        self._fused = FusedDecoder(network, self.cache) if isinstance(network, Decoder) and fits(network) else None
+        self.cache.always_rounds = self._fused is not None
 
     @torch.inference_mode()
     def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:
@@ -156,7 +160,8 @@ class Stepper:
                 return network.decode(
                     tokens, memory, memory_mask=memory_mask, positions=positions, mask=mask, cache=cache
                 )
-            return network(tokens, positions=positions, mask=mask, cache=cache)
+            forward = network if self._fused is None else self._fused
+            return forward(tokens, positions=positions, mask=mask, cache=cache)
 
 
 def groups(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -1,0 +1,154 @@
+"""Eight-bit products against float64 ones, and against themselves in other company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from formary.errors import RequestError
+from formary.infer.engine import Engine, Request
+from formary.infer.kernels import Int8Head, Int8Linear, available, pack, product, quantised, weight_bytes
+from formary.infer.sampling import SamplingSettings
+from formary.infer.stepper import Stepper
+from formary.model.topologies import Network
+
+Make = Callable[..., Network]
+pytestmark = pytest.mark.skipif("int8" not in available(), reason="this machine has no eight-bit product")
+WRITERS = {
+    "gpt2-mini": {},
+    "gpt-mini": {"heads": 4, "kv_heads": 2},
+    "gpt-mini ": {"heads": 4, "kv_heads": 1, "qk_norm": True, "bias": True},
+}
+
+
+def writer(make_network: Make, name: str, **switches: object) -> Network:
+    return make_network(name.strip(), vocab_size=60, context=160, **{**WRITERS[name], **switches}).float()
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(60, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 40), st.booleans(), st.integers(0, 10**6))
+def test_a_row_has_the_same_bits_alone_and_beside_rows_of_any_size(
+    rows: int, width: int, out: int, fine: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    packed = pack(torch.randn(out, width, generator=generator), fine=fine)
+    sizes = 10.0 ** torch.randint(-6, 7, (rows, 1), generator=generator)
+    vectors = torch.randn(rows, width, generator=generator) * sizes
+    together = product(vectors, packed)
+    for row in range(rows):
+        assert torch.equal(product(vectors[row : row + 1], packed)[0], together[row])
+
+
+@given(st.integers(16, 200), st.integers(0, 10**6))
+def test_products_are_near_the_exact_ones_and_two_digits_are_nearer(width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, vectors = torch.randn(30, width, generator=generator), torch.randn(5, width, generator=generator)
+    scales = weight.abs().amax(dim=1, keepdim=True) / 127
+    rounded = (weight / scales).round() * scales
+    exact, of_rounded = vectors.double() @ weight.double().T, vectors.double() @ rounded.double().T
+    one, two = product(vectors, pack(weight)), product(vectors, pack(weight, fine=True))
+    assert (one - exact).norm() < 0.05 * exact.norm()
+    assert (two - of_rounded).norm() < 2e-4 * of_rounded.norm()
+
+
+def test_factors_cancel_and_a_row_of_zeros_gives_zeros() -> None:
+    weight, vectors = torch.randn(8, 12), torch.randn(3, 12)
+    vectors[1] = 0
+    smooth = torch.rand(12) + 0.5
+    for fine in (False, True):
+        found = product(vectors, pack(weight, smooth, fine=fine))
+        assert torch.allclose(found, vectors @ weight.T, atol=0.2)
+        assert torch.equal(found[1], torch.zeros(8))
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "bert-mini", "seq2seq-mini", "bart-base"])
+def test_a_rounded_network_answers_like_its_original_which_is_not_changed(make_network: Make, name: str) -> None:
+    network = make_network(name.strip(), vocab_size=60, context=160, **WRITERS.get(name, {})).float()
+    given = torch.tensor([tokens(96)])
+    source = torch.tensor([tokens(50, 1)]) if network.config.encoder is not None else None
+    inputs = (given,) if source is None else (source, given)
+    with torch.no_grad():
+        before = network.head(network(*inputs))
+        rounded = quantised(network, given, source=source)
+        after = rounded.head(rounded(*inputs))
+        assert torch.equal(network.head(network(*inputs)), before)
+    assert not any(isinstance(module, torch.nn.Linear) for module in rounded.modules())
+    # T5's scores are not divided by anything: random ones answer 1 % of noise with 45 %
+    assert (after - before).norm() < (0.45 if name == "seq2seq-mini" else 0.1) * before.norm()
+    assert rounded.embedder.tokens.weight is network.embedder.tokens.weight  # type: ignore[union-attr]
+    assert 0.24 < weight_bytes(rounded) / weight_bytes(network) < 0.26
+
+
+def test_an_output_matrix_of_its_own_and_a_tied_one_are_both_rounded(make_network: Make) -> None:
+    for tied in (True, False):
+        rounded = quantised(writer(make_network, "gpt2-mini", tied_embeddings=tied), torch.tensor([tokens(64)]))
+        assert isinstance(rounded.head, Int8Head) and isinstance(rounded.transformer.blocks[0].ffn.input, Int8Linear)
+
+
+def test_float64_weights_are_refused(make_network: Make) -> None:
+    with pytest.raises(RequestError, match="needs float32 weights"):
+        quantised(make_network("gpt2-mini"), torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_few_operations_compute_what_the_modules_compute(make_network: Make, name: str) -> None:
+    network = writer(make_network, name)
+    rounded = quantised(network, torch.tensor([tokens(96)]))
+    read = tokens(70, 2)
+    with torch.no_grad():
+        exact = network.head(network(torch.tensor([read])))[0, -1]
+        modules = rounded.head(rounded(torch.tensor([read])))[0, -1]
+    fused = Stepper(rounded, slots=2).prefill(0, [read])[0]
+    assert (fused - modules).norm() <= (modules - exact).norm()  # rounding may fall the other way, no more
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_logits_have_the_same_bits_however_the_tokens_are_read(make_network: Make, name: str) -> None:
+    stepper = Stepper(quantised(writer(make_network, name), torch.tensor([tokens(96)])), slots=4)
+    text = tokens(100, 3)
+    alone = stepper.prefill(0, [text])[0]
+    assert torch.equal(stepper.prefill(0, [text, tokens(30, 4), tokens(7, 5), tokens(140, 6)])[0], alone)
+    for pieces in ([33, 67], [1, 98, 1], [64, 36], [99, 1]):
+        stepper.cache.clear(0)
+        at = 0
+        for piece in pieces:
+            hidden = stepper.read(0, [text[at : at + piece]])
+            at += piece
+        assert torch.equal(stepper.logits(hidden[0, -1]), alone), pieces
+    stepper.prefill(0, [text[:99], tokens(30, 4), tokens(140, 6)])
+    assert torch.equal(stepper.decode([text[99], 1, 2])[0], alone)
+    stepper.prefill(0, [text[:95], tokens(30, 4)])
+    assert torch.equal(stepper.verify([text[95:], [1, 2]])[0, 4], alone)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_answers_are_the_same_alone_and_in_any_company(make_network: Make, name: str) -> None:
+    network = quantised(writer(make_network, name), torch.tensor([tokens(96)]))
+    requests = [
+        Request(
+            tuple(tokens(5 + 11 * place, place)),
+            SamplingSettings(temperature=place % 2 * 1.0, seed=place),
+            max_tokens=12 + place,
+            stop_tokens=frozenset(),
+        )
+        for place in range(7)
+    ]
+
+    def answers(engine: Engine, wanted: list[Request]) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in wanted]
+        for event in engine.generate(wanted):
+            found[int(event.request)].append(event.token)
+        return found
+
+    alone = [answers(Engine(network, slots=1), [request])[0] for request in requests]
+    assert answers(Engine(network, slots=4), requests) == alone
+    assert answers(Engine(network, slots=7, chunk=16, prefix_cache_tokens=512), requests * 2) == alone * 2
+    speculating = [Request(**{**vars(request), "speculate": True}) for request in requests]
+    assert answers(Engine(network, slots=3), speculating) == alone

@@ -1,0 +1,92 @@
+"""What a model runs in is decided by measuring it, and said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from formary.data.tokenizer import train as train_tokenizer
+from formary.errors import RequestError
+from formary.infer import probe
+from formary.infer.kernels import Int8Linear, available
+from formary.infer.loaded import Model
+from formary.model.topologies import Network
+from formary.recipe import schema
+
+Make = Callable[..., Network]
+pytestmark = pytest.mark.skipif("int8" not in available(), reason="this machine has no eight-bit product")
+
+
+@pytest.fixture
+def make_model(make_network: Make) -> Callable[..., Model]:
+    def make(name: str = "gpt-mini", **switches: object) -> Model:
+        tokenizer = train_tokenizer(["abcdefghijklmnopqrstuvwxyz ABC,.\n"], schema.Tokenizer(kind="characters"), task="causal_lm")
+        network = make_network(name, vocab_size=tokenizer.vocab_size, context=128, **switches).float()
+        return Model(network, tokenizer)
+
+    return make
+
+
+def is_rounded(model: Model) -> bool:
+    return any(isinstance(module, Int8Linear) for module in model.network.modules())
+
+
+def test_float32_is_the_model_itself_and_int8_a_rounded_one(make_model: Callable[..., Model]) -> None:
+    model = make_model()
+    same, choice = probe.prepared(model, "float32")
+    assert same is model and choice.precision == "float32"
+    rounded, choice = probe.prepared(model, "int8")
+    assert is_rounded(rounded) and not is_rounded(model) and choice.rise is not None and abs(choice.rise) < 0.05
+    assert rounded.generate("abc", max_tokens=5).finish_reason == "length"
+
+
+def test_auto_keeps_a_model_whose_perplexity_would_rise(
+    make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([10.2, 10.0])
+    monkeypatch.setattr(probe, "perplexity", lambda *_: next(values))
+    model, choice = probe.prepared(make_model(), "auto")
+    assert not is_rounded(model) and choice.precision == "float32" and "2.0%" in choice.reason
+
+
+def test_auto_keeps_a_model_that_would_be_slower_and_takes_one_that_is_faster(
+    make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "perplexity", lambda *_: 10.0)
+    for speedup, precision in ((0.8, "float32"), (1.7, "int8")):
+        monkeypatch.setattr(probe, "_speedup", lambda *_, speedup=speedup: speedup)
+        model, choice = probe.prepared(make_model(), "auto")
+        assert choice.precision == precision and is_rounded(model) == (precision == "int8")
+
+
+def test_the_speed_of_both_is_measured(make_model: Callable[..., Model]) -> None:
+    choice = probe.prepared(make_model(), "auto")[1]
+    assert choice.speedup is not None and 0 < choice.speedup < 100
+
+
+def test_perplexity_is_that_of_the_probabilities(make_network: Make) -> None:
+    network = make_network("gpt2-mini")
+    tokens = torch.randint(40, (1, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logprobs = network.head(network(tokens)).log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])
+    assert math.isclose(probe.perplexity(network, tokens), math.exp(-logprobs.mean()), rel_tol=1e-5)
+
+
+def test_encoders_and_encoder_decoders_can_be_rounded_when_asked(make_model: Callable[..., Model]) -> None:
+    for name in ("bert-mini", "seq2seq-mini"):
+        rounded, choice = probe.prepared(make_model(name), "int8")
+        assert is_rounded(rounded) and choice.precision == "int8"
+    assert probe.prepared(make_model("bert-mini"), "auto")[1].precision == "float32"
+
+
+def test_an_unknown_precision_is_refused_by_name(make_model: Callable[..., Model]) -> None:
+    with pytest.raises(RequestError, match="'int4' is not known; choose one of auto, float32, int8"):
+        probe.prepared(make_model(), "int4")
+
+
+def test_the_sample_text_is_in_the_package() -> None:
+    assert len((Path(probe.__file__).parent / "sample.txt").read_text(encoding="utf-8")) > 4000
