@@ -15,7 +15,9 @@ from formary.errors import FormaryError, MissingExtra
 
 
 def serve(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders, GGUF files, hub ids; or NAME=MODEL.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Folders, GGUF files, hub ids; or NAME=MODEL.")
+    ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in; then give a key.")] = "127.0.0.1",
     api_key: Annotated[
@@ -104,12 +106,18 @@ def _is_local(host: str) -> bool:
 
 
 def _check_precision(precision: str) -> None:
-    if precision not in ("auto", "float32", "int8"):
-        raise FormaryError(f"--precision {precision}: choose auto, float32 or int8")
+    from formary.infer.probe import PRECISIONS
+
+    if precision not in PRECISIONS:
+        raise FormaryError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
 
 
 def _prepared(model: Any, precision: str) -> Any:
-    return model
+    from formary.infer.probe import prepared
+
+    changed, choice = prepared(model, precision)
+    _say(f"precision:  {choice.precision}, as {choice.reason}" if precision == "auto" else f"precision:  {precision}")
+    return changed
 
 
 def _greeting(service: Any, host: str, port: int, keyed: bool) -> list[str]:
