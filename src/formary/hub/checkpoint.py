@@ -21,7 +21,7 @@ from formary.errors import CheckpointError, RecipeError, StorageError, nearest
 from formary.hub.families import FAMILIES
 from formary.hub.families.family import Family, split
 from formary.hub.resolve import resolve
-from formary.hub.weights import Safetensors, assemble, stack_of
+from formary.hub.weights import Safetensors, assemble, config_in, stack_of
 from formary.model.config import ModelConfig
 from formary.model.topologies import Network
 
@@ -68,9 +68,7 @@ def load(reference: str | Path) -> Checkpoint:
     if path.suffix == ".gguf" and path.is_file():
         return _load_gguf(path)
     folder = _transformer_folder(path)
-    hf = _read_json(folder / "config.json", needed=True)
-    if not isinstance(hf, dict):
-        raise CheckpointError(f"{folder / 'config.json'} does not hold the settings of a model")
+    hf = _settings(folder)
     try:
         family = family_of(hf)
         network, config, left_out = assemble(family, hf, Safetensors(folder))
@@ -88,6 +86,34 @@ def load(reference: str | Path) -> Checkpoint:
         formary=_read_json(folder / "formary.json"),
         left_out=left_out,
     )
+
+
+def config_of(reference: str | Path) -> ModelConfig:
+    """The config of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: not found, or not one that can be read. MissingExtra: of a GGUF file.
+    """
+    path = resolve(reference)
+    if path.suffix == ".gguf" and path.is_file():
+        from formary.hub.gguf import GgufFile  # its library is an extra
+
+        file = GgufFile(path)
+        return config_in(family_of(file.hf), file.hf, file)
+    folder = _transformer_folder(path)
+    hf = _settings(folder)
+    try:
+        return config_in(family_of(hf), hf, Safetensors(folder))
+    except (CheckpointError, RecipeError) as error:
+        message = str(error)
+        raise CheckpointError(message if str(folder) in message else f"{folder}: {message}") from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    hf = _read_json(folder / "config.json", needed=True)
+    if not isinstance(hf, dict):
+        raise CheckpointError(f"{folder / 'config.json'} does not hold the settings of a model")
+    return hf
 
 
 def _load_gguf(path: Path) -> Checkpoint:

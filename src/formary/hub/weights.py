@@ -117,13 +117,8 @@ def assemble(family: Family, hf: dict[str, Any], source: Source) -> tuple[Networ
     Raises:
         CheckpointError: a weight is missing, unexpected or of the wrong shape; the message names it.
     """
-    spelled = {family.canonical(name): name for name in source.names if not BUFFERS.search(name)}
-    try:
-        config = family.read(hf, frozenset(spelled))
-    except KeyError as error:
-        raise CheckpointError(f"config.json: {error} is missing") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"config.json holds a value of the wrong kind ({error})") from error
+    spelled = _spelled(family, source)
+    config = config_in(family, hf, source)
     layers = config.transformer.layers + (config.encoder.layers if config.encoder else 0)
     if layers > len(spelled):
         raise CheckpointError(f"config.json asks for {layers} layers, but there are only {len(spelled)} weights")
@@ -158,6 +153,25 @@ def assemble(family: Family, hf: dict[str, Any], source: Source) -> tuple[Networ
         )
     _tie(network)
     return network.eval(), config, tuple(sorted(spelled[name] for name in left_out))
+
+
+def config_in(family: Family, hf: dict[str, Any], source: Source) -> ModelConfig:
+    """The config of a checkpoint, by its config.json and the names of its weights; none of these is read.
+
+    Raises:
+        CheckpointError: the config cannot be understood.
+    """
+    try:
+        return family.read(hf, frozenset(_spelled(family, source)))
+    except KeyError as error:
+        raise CheckpointError(f"config.json: {error} is missing") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"config.json holds a value of the wrong kind ({error})") from error
+
+
+def _spelled(family: Family, source: Source) -> dict[str, str]:
+    """The names of weights as the layout has them, with those in the files."""
+    return {family.canonical(name): name for name in source.names if not BUFFERS.search(name)}
 
 
 def stack_of(ours: str, config: ModelConfig) -> TransformerConfig:

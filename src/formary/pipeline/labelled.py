@@ -10,7 +10,6 @@ from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
 from formary import durable
-from formary.errors import RecipeError
 from formary.pipeline.context import Context
 
 if TYPE_CHECKING:
@@ -49,10 +48,6 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         from formary.evaluate.texts import library
 
         library()  # what measures texts is missed before training, not after
-    if recipe.train.tune.method != "full" and recipe.model.start is None:
-        raise RecipeError(
-            f"train.tune.method: {recipe.train.tune.method} tunes a trained model; name one with model.start, or use full"
-        )
     words = tokenizer.load(context.tokenizer)
     rows, validation_rows = context.rows_of("train"), context.rows_of("validation")
     task, network = _task_and_network(context, kind, words, rows)
@@ -115,6 +110,7 @@ def evaluate_rows(context: Context) -> dict[str, Any]:
     from formary.evaluate.labelled import measured
     from formary.infer.loaded import load
     from formary.pipeline.answering import fresh_task
+    from formary.pipeline.telling import sample
 
     model = load(context.model)
     task = fresh_task(model)
@@ -138,10 +134,7 @@ def evaluate_rows(context: Context) -> dict[str, Any]:
         context.console.print(f"  note: {note}")
     if folds:  # what the fold's rows get from the model that has not learned them
         durable.write_json(context.folder / "fold_predictions.json", by_split["validation"])
-    result["samples"] = [
-        {"prompt": _told({name: row.get(name) for name in task.asks}), "text": f" → {_told(answer)}", "settings": {}}
-        for row, answer in zip(rows[:_SHOWN], given)
-    ]
+    result["samples"] = [sample(task, row, answer) for row, answer in zip(rows[:_SHOWN], given)]
     return result
 
 
@@ -209,11 +202,6 @@ def _switched(config: ModelConfig, recipe: Recipe) -> ModelConfig:
     """The loaded model's config with what the recipe switches of it."""
     import dataclasses
 
-    from formary.pipeline.model import SWITCHED
-
-    for name in recipe.model.switches:
-        if name not in SWITCHED:
-            raise RecipeError(f"model.switches.{name}: a loaded model can have only its dropout and pooling switched")
     stacks = {
         name: dataclasses.replace(stack, dropout=recipe.model.switches["dropout"])
         for name, stack in (("transformer", config.transformer), ("encoder", config.encoder))
@@ -241,14 +229,3 @@ def _first_example(task: LabelledTask, examples: list[Any]) -> list[str]:
     """The first training example as the task shows it, for tasks whose rows are rendered before they are learned."""
     shown = getattr(task, "show", None)
     return list(shown(examples[0])) if shown and examples else []
-
-
-def _told(values: dict[str, Any]) -> str:
-    """A row's question, or an answer, in one line."""
-    parts = []
-    for name, value in values.items():
-        if name in ("probabilities", "vector", "positive") or value is None:
-            continue
-        said = f"{value:.3f}" if isinstance(value, float) else str(value)
-        parts.append(said if len(values) == 1 or name in ("text", "label", "answer") else f"{name}: {said}")
-    return "; ".join(parts)[:500]

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from formary.train.machine import Runtime
 
 
-SWITCHED = ("dropout", "pooling")
-"""The switches that leave the weights of a loaded model their meaning."""
-
-
 def loaded_start(context: Context, tokenizer: Tokenizer) -> Network:
     """The network of `model.start`.
 

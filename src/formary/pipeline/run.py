@@ -21,9 +21,9 @@ from rich.console import Console
 from formary import durable
 from formary.errors import FormaryError, RecipeError
 from formary.pipeline.context import Context, existing
+from formary.pipeline.fitting import check_model
 from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, bundled, read, to_yaml
-from formary.recipe.presets import preset
 
 if TYPE_CHECKING:
     from formary.train.loop import Watch
@@ -77,7 +77,7 @@ def run(
     folder = folder or bundled.run_folder(recipe)
     console = console or Console()
     if start := bundled.starting_recipe(recipe, base):
-        _run_start(start, recipe, folder, console)
+        _run_start(start, recipe, base, folder, console)
     began = time.perf_counter()
     fingerprints = file_fingerprints(recipe, base, folder)
     keys = stage_keys(recipe, fingerprints.values())
@@ -93,7 +93,8 @@ def run(
         if not waiting:
             speak.print(f"nothing to do: {folder} is up to date ({time.perf_counter() - began:.1f} s)")
         else:
-            _check_model(recipe)
+            if any(stage.name == "train" for stage in waiting):
+                check_model(recipe, base)
             _say_plan(speak, recipe, folder, wanted, waiting)
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
         for stage in waiting:
@@ -108,7 +109,7 @@ def run(
     )
 
 
-def _run_start(path: Path, recipe: Recipe, folder: Path, console: Console) -> None:
+def _run_start(path: Path, recipe: Recipe, base: Path, folder: Path, console: Console) -> None:
     """Run the recipe whose model this one starts from, in its own folder; it may start from a third one itself."""
     seen, at = {folder.resolve()}, path
     while True:
@@ -122,6 +123,8 @@ def _run_start(path: Path, recipe: Recipe, folder: Path, console: Console) -> No
         if (following := bundled.starting_recipe(made, at.parent)) is None:
             break
         at = following
+    if existing(str(recipe.model.start), base) is None:  # not trained yet
+        check_model(recipe, base)
     run(read(path).model_copy(update={"machine": recipe.machine}), base=path.parent, console=console)
 
 
@@ -159,13 +162,6 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
 def _is_done(stage: Stage, keys: dict[str, str], done: dict[str, Any], folder: Path) -> bool:
     same = done.get(stage.name, {}).get("key") == keys[stage.name]
     return same and all((folder / name).exists() for name in stage.leaves)
-
-
-def _check_model(recipe: Recipe) -> None:
-    """Refuse a wrong preset or switch before the data work; the vocabulary is not known yet and does not matter here."""
-    if recipe.model.start is None:
-        model = recipe.model
-        preset(model.preset, vocab_size=1, context=recipe.train.context, size=model.size, switches=model.switches)
 
 
 def _execute(stage: Stage, context: Context, done: dict[str, dict[str, Any]]) -> None:

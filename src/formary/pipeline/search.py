@@ -25,7 +25,7 @@ from rich.console import Console
 from formary import durable
 from formary.errors import FormaryError, MissingExtra, RecipeError
 from formary.pipeline.context import existing
-from formary.pipeline.model import SWITCHED
+from formary.pipeline.fitting import SWITCHED
 from formary.pipeline.repeat import share_data
 from formary.pipeline.run import RunResult, file_fingerprints, owned, run, stage_keys
 from formary.pipeline.search_page import page_of

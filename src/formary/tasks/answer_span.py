@@ -20,7 +20,7 @@ from torch import Tensor
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Objective, Recipe
@@ -50,6 +50,7 @@ class AnswerSpan:
     """Where in the context the answer stands."""
 
     name = "answer_span"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder", "decoder")
     form: ClassVar[RowForm] = RowForm(
         columns=("question", "context", "answers"),
         text=lambda row: f"{row['question']}\n{row['context']}",

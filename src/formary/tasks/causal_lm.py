@@ -6,6 +6,7 @@ Documents are packed end to end into windows; with `cross_documents: false` atte
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from formary.data.batches import Windows, stream_windows
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Network
 from formary.model.transformer import document_mask
@@ -27,6 +28,7 @@ class CausalLM:
     """The task of GPT."""
 
     name = "causal_lm"
+    topologies: ClassVar[tuple[Topology, ...]] = ("decoder",)
     covers_text = True
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:

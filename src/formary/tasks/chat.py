@@ -19,7 +19,7 @@ from formary.data.conversations import Conversation, composed, form_of, messages
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError, RequestError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Network
 from formary.recipe.schema import Recipe
@@ -40,6 +40,7 @@ class Chat:
     """
 
     name = "chat"
+    topologies: ClassVar[tuple[Topology, ...]] = ("decoder",)
     # Several forms of rows are read as messages, so no column is a must.
     form: ClassVar[RowForm] = RowForm(columns=(), text=composed, check=messages_of)
     asks: ClassVar[tuple[str, ...]] = ("messages",)

@@ -20,7 +20,7 @@ from torch import Tensor
 from formary.data.records import RowForm, label_names
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Objective, Recipe
@@ -36,6 +36,7 @@ class Classify:
     """One label, several, or a number for each text."""
 
     name = "classify"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder", "decoder")
     form: ClassVar[RowForm] = RowForm(
         columns=("text", "label"), beside=("text_pair",), check=lambda row, where: _label(row, where)
     )

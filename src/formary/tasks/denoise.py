@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from formary.data.batches import Segments
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.topologies import EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
@@ -29,6 +30,7 @@ class Denoise:
     """The task of T5."""
 
     name = "denoise"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder_decoder",)
     covers_text = False
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:

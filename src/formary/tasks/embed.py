@@ -18,7 +18,7 @@ from torch import Tensor
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import pooled
 from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
@@ -33,6 +33,7 @@ class Embed:
     """A vector for each text."""
 
     name = "embed"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder",)
     form: ClassVar[RowForm] = RowForm(
         columns=("text", "positive"), text=lambda row: f"{row['text']}\n{row['positive']}"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from formary.data.batches import Segments
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
@@ -32,6 +33,7 @@ class MaskedLM:
     """The task of BERT."""
 
     name = "masked_lm"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder",)
     covers_text = False
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Recipe
@@ -68,6 +68,7 @@ class MultipleChoice:
     """
 
     name = "multiple_choice"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder", "decoder")
     form: ClassVar[RowForm] = RowForm(
         columns=("question", "choices", "answer"), text=composed, telling=("choices", "answer"), check=question_of
     )

@@ -21,7 +21,7 @@ from formary.data.conversations import Conversation, messages_of
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, FormaryError, RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.topologies import Network
 from formary.recipe.schema import Recipe
 from formary.tasks.chat import Chat
@@ -68,6 +68,8 @@ class Preference:
     """
 
     name = "preference"
+    topologies: ClassVar[tuple[Topology, ...]] = ("decoder",)
+    needs_start: ClassVar[bool] = True  # it changes a model that writes already
     form: ClassVar[RowForm] = RowForm(columns=("prompt", "chosen", "rejected"), text=_composed)
     asks: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
     answers: ClassVar[Answers] = "choices"

@@ -96,7 +96,11 @@ class Example:
 
 
 class LabelledTask(Task, Protocol):
-    """A task that learns from rows with answers, and answers rows without."""
+    """A task that learns from rows with answers, and answers rows without.
+
+    It may say more of itself: `topologies` of the models it can train, so that others are refused before any work, and
+    `needs_start`, that it changes a model which was trained before.
+    """
 
     form: ClassVar[RowForm]  # the columns of its rows
     asks: ClassVar[tuple[str, ...]]  # the columns it needs to answer; a plain text stands for the first

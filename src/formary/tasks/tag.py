@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer, is_cjk
 from formary.errors import DataError, RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LabelHead
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Recipe
@@ -65,6 +65,7 @@ class Tag:
     """A tag for each word."""
 
     name = "tag"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder", "decoder")
     form: ClassVar[RowForm] = RowForm(
         columns=("tokens", "tags"),
         text=lambda row: _sentence(row["tokens"]),

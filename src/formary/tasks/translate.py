@@ -17,7 +17,7 @@ from torch import Tensor
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, EncoderDecoder, Network
 from formary.recipe.schema import Recipe
@@ -43,6 +43,7 @@ class Translate:
     """
 
     name = "translate"
+    topologies: ClassVar[tuple[Topology, ...]] = ("encoder_decoder", "decoder")
     form: ClassVar[RowForm] = RowForm(columns=("source", "target"), text=_composed)
     asks: ClassVar[tuple[str, ...]] = ("source",)
     answers: ClassVar[Answers] = "texts"

@@ -1,0 +1,95 @@
+"""Whether a recipe's model fits its task, seen before the data work and not after: an hour may lie between.
+
+Only what can be known without the data is looked at: the preset or the config of the model that is started from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from formary.errors import RecipeError
+from formary.model.config import ModelConfig
+from formary.pipeline.context import existing
+from formary.recipe import bundled, read
+from formary.recipe.presets import PRESETS, preset
+from formary.recipe.schema import Recipe
+
+SWITCHED = ("dropout", "pooling")
+"""The switches that leave the weights of a loaded model their meaning."""
+
+
+def check_model(recipe: Recipe, base: Path) -> None:
+    """Refuse a model that the recipe's task cannot train.
+
+    Args:
+        base: where the recipe's paths count from.
+
+    Raises:
+        RecipeError: a wrong preset, switch, topology or context, or no model where one is needed; the field is named.
+    """
+    from formary.tasks.registry import labelled_task, pretraining_task
+
+    labelled = labelled_task(recipe.task)
+    task: Any = labelled or pretraining_task(recipe.task)
+    fitting = getattr(task, "topologies", ())
+    if recipe.model.start is not None:
+        if labelled:
+            _check_switches(recipe)
+        _check_start(recipe, recipe.model.start, base, fitting)
+        return
+    model = recipe.model  # the vocabulary is not known yet and does not matter here
+    made = preset(model.preset, vocab_size=1, context=recipe.train.context, size=model.size, switches=model.switches)
+    if getattr(task, "needs_start", False):
+        raise RecipeError(
+            f"model.start: task {recipe.task} changes a model that writes already, best one that task chat trained; "
+            "name its folder"
+        )
+    if fitting and made.topology not in fitting:
+        others = [name for name, fields in PRESETS.items() if fields["topology"] in fitting]
+        raise RecipeError(
+            f"model.preset: task {recipe.task} needs {_listed(fitting)}, and {model.preset} is {_listed([made.topology])}; "
+            f"try {', '.join(others)}"
+        )
+    if labelled and recipe.train.tune.method != "full":
+        raise RecipeError(
+            f"train.tune.method: {recipe.train.tune.method} tunes a trained model; name one with model.start, or use full"
+        )
+
+
+def _check_switches(recipe: Recipe) -> None:
+    for name in recipe.model.switches:
+        if name not in SWITCHED:
+            raise RecipeError(f"model.switches.{name}: a loaded model can have only its dropout and pooling switched")
+
+
+def _check_start(recipe: Recipe, start: str, base: Path, fitting: tuple[str, ...]) -> None:
+    config = _config(start, base)
+    if config.image_size is not None or (fitting and config.topology not in fitting):
+        kind = "an encoder of images" if config.image_size is not None else _listed([config.topology])
+        raise RecipeError(f"model.start: task {recipe.task} needs {_listed(fitting)}, and {start} is {kind}")
+    if config.context < recipe.train.context:
+        raise RecipeError(
+            f"train.context: {recipe.train.context} is longer than the {config.context} that {start} can read"
+        )
+
+
+def _config(start: str, base: Path) -> ModelConfig:
+    """Of the model at `start`; where another recipe has not trained it yet, as that recipe will make it."""
+    path = existing(start, base)
+    if path is None and start.startswith(bundled.RECIPE):
+        file = bundled.recipe_of(start, base)
+        made = read(file)
+        if made.model.start is not None:
+            return _config(made.model.start, file.parent)
+        model = made.model
+        return preset(model.preset, vocab_size=1, context=made.train.context, size=model.size, switches=model.switches)
+    from formary.hub.checkpoint import config_of
+
+    return config_of(path or start)
+
+
+def _listed(topologies: Any) -> str:
+    """ "an encoder or a decoder"."""
+    names = [str(topology).replace("_", "-") for topology in topologies]
+    return " or ".join(f"an {name}" if name[0] == "e" else f"a {name}" for name in names)

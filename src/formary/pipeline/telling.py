@@ -1,0 +1,62 @@
+"""Rows and answers of labelled tasks as lines for the eye: in a report, and at the command line.
+
+What a row asks is told by the task's own columns; what an answer says, by what is in it. Nothing here is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from formary.tasks.protocol import LabelledTask
+
+Row = Mapping[str, Any]
+
+_LONGEST = 500  # characters of a row or an answer
+
+
+def asked(task: LabelledTask, row: Row, *, longest: int = _LONGEST) -> str:
+    """What a row asks, in one line: its text, its words, the last turn of its conversation."""
+    if hasattr(task, "pair"):  # a conversation
+        return shortened(str(task.pair(row)["source"]), longest)
+    parts: list[str] = []
+    for name in task.asks:
+        value = row.get(name)
+        if value is None:
+            continue
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            told = str(value)
+        else:
+            told = (" " if name == "tokens" else " / ").join(map(str, value))
+        parts.append(told if not parts or name == "context" else f"{name}: {told}")
+    share = max(40, longest // max(1, len(parts)))
+    return " · ".join(shortened(part, share if len(parts) > 1 else longest) for part in parts)
+
+
+def told(row: Row, answer: Mapping[str, Any]) -> str:
+    """What an answer says: labels, a number, an answer, a text, words as word/TAG; "" where it is none of these."""
+    name = next((name for name in ("label", "labels", "value", "answer", "text", "tags") if name in answer), None)
+    if name is None:
+        if "preferred" in answer:
+            return f"{answer['preferred']} (by {abs(answer['margin']):.3f})"
+        return f"a vector of {len(answer['vector']):,} numbers" if "vector" in answer else ""
+    said = answer[name]
+    if name == "tags":
+        words = answer.get("tokens", row.get("tokens"))
+        return " ".join(f"{word}/{tag}" for word, tag in zip(words, said)) if words else ", ".join(said)
+    if isinstance(said, list):
+        return ", ".join(map(str, said))
+    return f"{said:.4g}" if isinstance(said, float) else str(said)
+
+
+def sample(task: LabelledTask, row: Row, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A row and its answer as a sample of the report."""
+    said = shortened(told(row, answer)) or "(nothing)"
+    sure = f" ({answer['probability']:.0%})" if isinstance(answer.get("probability"), float) else ""
+    return {"prompt": asked(task, row), "text": f" → {said}{sure}", "settings": {}}
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """On one line, and no longer than that many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
