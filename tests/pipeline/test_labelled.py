@@ -10,6 +10,7 @@ from rich.console import Console
 import formary
 from formary.errors import DataError, RecipeError
 from formary.pipeline.run import run
+from formary.pipeline.stages import findings
 
 
 def rows(count=160, seed=0):
@@ -122,6 +123,8 @@ def test_near_copies_of_training_rows_are_counted_and_scored_without(tmp_path):
     result = execute(write(tmp_path, given), "train.steps=2")
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluation["leakage"]["rows"] >= 1
+    first, again = findings(evaluation["metrics"])[1:3]
+    assert first.startswith("accuracy ") and again.startswith("without near-duplicates: accuracy ")
     assert "without near-duplicates" in result.metrics[1]["protocol"]
 
 
@@ -182,5 +185,6 @@ def test_low_rank_updates_of_nothing_are_refused(tmp_path):
     ],
 )
 def test_a_row_that_cannot_be_learned_is_named_by_its_line_in_the_file(tmp_path, task, good, bad, says):
+    model = {"preset": "gpt-mini" if task == "chat" else "bert-mini", "size": "1x32"}
     with pytest.raises(DataError, match=rf"rows\.jsonl line 4: .*{says}"):
-        execute(write(tmp_path, [good, good, good, bad, good], task=task))
+        execute(write(tmp_path, [good, good, good, bad, good], task=task, model=model))

@@ -368,3 +368,15 @@ def test_markup_in_the_card_is_text():
     tables = [line for line in outside.splitlines() if line.startswith("|")]
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
     assert set(columns) <= {3, 6}, "a bar in a cell does not make a column"
+
+
+def test_the_headline_metric_is_the_first_fact_and_a_metric_without_leaks_is_no_fact():
+    low = Interval(0.5, 0.4, 0.6)
+    named = [("tag_accuracy", "test"), ("tag_accuracy", "test without near-duplicates"), ("tag_macro_f1", "test")]
+    metrics = [Metric(name, protocol, Interval(0.9 - n / 10, 0.8, 0.95)) for n, (name, protocol) in enumerate(named)]
+    page = render_report(ReportData(name="t", task="tag", metrics=metrics, model={"parameters": 5}))
+    facts = re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", page)
+    assert [name for name, _ in facts] == ["tag accuracy", "tag macro f1", "parameters"]
+    assert facts[0][1].startswith("0.9") and headline(ReportData(name="t", metrics=metrics)).startswith("0.9")
+    alone = render_report(ReportData(name="t", task="tag", metrics=[Metric("loss", "test", low)]))
+    assert re.findall(r"<div><dt>(.*?)</dt>", alone) == ["loss (nats per token)"]

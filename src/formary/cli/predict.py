@@ -77,16 +77,11 @@ def _mapping(given: list[str] | None) -> dict[str, str]:
 
 def _line(task: Any, row: Any, answer: dict[str, Any]) -> str:
     """An answer for the eye: what it is, how sure the model is, and the beginning of what it was asked."""
-    said = next(
-        (answer[name] for name in ("label", "labels", "value", "answer", "text", "tags") if name in answer), None
-    )
-    if said is None:
+    from formary.pipeline.telling import asked, told
+
+    said = "" if "vector" in answer else told(row, answer)
+    if not said and not answer.keys() & {"labels", "answer", "text", "tags"}:
         return json_format.dumps(answer, ensure_ascii=False)
-    if isinstance(said, list):
-        tokens = answer.get("tokens", row.get("tokens"))
-        said = " ".join(f"{t}/{tag}" for t, tag in zip(tokens, said)) if tokens else ", ".join(said)
-    elif isinstance(said, float):
-        said = f"{said:.4g}"
     sure = f"{answer['probability']:.3f}" if "probability" in answer else ""
-    asked = "" if "tags" in answer else " ".join(str(row.get(task.asks[0], "")).split())[:80]
-    return "\t".join(part for part in (str(said), sure, asked) if part)
+    about = "" if "tags" in answer else asked(task, row, longest=80)
+    return "\t".join(part for part in (said, sure, about) if part)

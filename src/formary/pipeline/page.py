@@ -37,7 +37,7 @@ section { padding: 3.25rem 0 0; }
 section > .eyebrow { max-width: none; margin: 0 0 .6rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 p { margin: 0 0 1rem; max-width: 40rem; }
 small, .small { font-size: .875rem; color: var(--soft); line-height: 1.55; }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: 1.1rem; margin: 0;
+dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); gap: 1.1rem .9rem; margin: 0;
   border-top: 1px solid var(--line); padding-top: 1.1rem; }
 dl.facts div { display: flex; flex-direction: column-reverse; }
 dl.facts dt { color: var(--soft); font-size: .8125rem; }
@@ -52,6 +52,7 @@ th:last-child, td:last-child { padding-right: 0; }
 td small { display: block; }
 .scroll { overflow-x: auto; }
 .stack td > span { white-space: nowrap; }
+.stack th:first-child, .stack td:first-child { min-width: 11rem; }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
 .ours { color: var(--model); font-weight: 600; }
 .better { color: var(--good); } .worse { color: var(--warm); }
@@ -89,7 +90,7 @@ footer { padding-top: 3.5rem; padding-bottom: 4rem; }
   .stack thead { display: none; }
   .stack tr { display: block; padding: .7rem 0; border-bottom: 1px solid var(--line); }
   .stack td { display: grid; grid-template-columns: 7.5rem 1fr; padding: .15rem 0; border: 0; }
-  .stack td:first-child { display: block; font-weight: 600; }
+  .stack td:first-child { display: block; min-width: 0; font-weight: 600; }
   .stack td:first-child small { font-weight: 400; }
   .stack td::before { content: attr(data-label); color: var(--soft); font-size: .875rem; }
   .stack td:first-child::before { content: none; }
@@ -149,11 +150,10 @@ PAGE = """\
 <section id="errors">
 <p class="eyebrow">Errors</p>
 <h2>Where it is right and where it is wrong</h2>
-{% if report.leakage.rows %}
-<p>{{ "{:,}".format(report.leakage.rows) }} of {{ "{:,}".format(report.leakage.of) }} rows nearly repeat a training row; the first metric is given without them too.</p>
-<details><summary>Some of them</summary><ul class="examples">{% for text in report.leakage.examples %}<li lang="{{ text|lang }}">{{ text }}</li>{% endfor %}</ul></details>
-{% endif %}
 {% for note in report.notes %}<p class="small">{{ note|capitalise }}.</p>{% endfor %}
+{% if report.leakage.rows %}
+<details><summary>Some of the rows that nearly repeat a training row</summary><ul class="examples">{% for text in report.leakage.examples %}<li lang="{{ text|lang }}">{{ text }}</li>{% endfor %}</ul></details>
+{% endif %}
 {% if reliability %}<figure>{{ reliability }}</figure>{% endif %}
 {% for table in errors %}
 {% if table.folded %}<details><summary>{{ table.title|capitalise }} ({{ table.rows|length }})</summary>{% else %}<h3>{{ table.title|capitalise }}</h3>{% endif %}

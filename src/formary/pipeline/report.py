@@ -284,10 +284,16 @@ def _verdict_sentence(report: ReportData) -> str:
 
 def _facts(report: ReportData) -> list[tuple[str, str]]:
     """The few numbers under the title."""
-    facts: list[tuple[str, str]] = []
-    for metric in report.metrics:
-        if metric is not _main_metric(report) and len(facts) < 1:
-            facts.append((metric.metric.replace("_", " "), number(metric.model.value, decimals_for(metric.model))))
+    first = _main_metric(report)
+    others = [metric for metric in report.metrics if first and metric.metric != first.metric]
+    facts = [
+        (
+            NAMES.get(metric.metric, metric.metric.replace("_", " ")),
+            number(metric.model.value, decimals_for(metric.model)),
+        )
+        for metric in [first, *others[:1]]
+        if metric
+    ]
     if "parameters" in report.model:
         facts.append(("parameters", _count(report.model["parameters"])))
     size = _text_bytes(report.story)

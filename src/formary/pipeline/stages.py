@@ -163,7 +163,10 @@ def findings(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """Metrics as sentences: what they were measured on, then each with its interval and beside its baselines."""
     if not metrics:
         return []
-    return [f"measured on: {metrics[0]['protocol']}", *(str(metric["says"]) for metric in metrics)]
+    from formary.evaluate.labelled import LEAK_FREE
+
+    said = [(f"{LEAK_FREE}: " if LEAK_FREE in metric["protocol"] else "") + str(metric["says"]) for metric in metrics]
+    return [f"measured on: {metrics[0]['protocol']}", *said]
 
 
 STAGES: tuple[Stage, ...] = (
