@@ -54,8 +54,9 @@ def test_products_are_near_the_exact_ones_and_two_digits_are_nearer(width: int, 
     rounded = (weight / scales).round() * scales
     exact, of_rounded = vectors.double() @ weight.double().T, vectors.double() @ rounded.double().T
     one, two = product(vectors, pack(weight)), product(vectors, pack(weight, fine=True))
-    assert (one - exact).norm() < 0.05 * exact.norm()
-    assert (two - of_rounded).norm() < 2e-4 * of_rounded.norm()
+    size = vectors.norm(dim=1).max() * weight.norm(dim=1).max()
+    assert (one - exact).abs().max() < 0.02 * size
+    assert (two - of_rounded).abs().max() < 1e-4 * size
 
 
 def test_factors_cancel_and_a_row_of_zeros_gives_zeros() -> None:

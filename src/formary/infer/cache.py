@@ -52,7 +52,7 @@ class KVCache:
         self.lengths = [0] * slots
         self.memory_lengths = [0] * slots
         self._always_mask = config.position == "relative_bias"
-        self._capacity, memory_capacity = _rounded(context + 1), _rounded(memory_context)
+        self._capacity, memory_capacity = rounded(context + 1), rounded(memory_context)
         shape = (slots, config.kv_head_count, self._capacity, config.q_head_width)
         self.keys = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self.values = [zeros(shape, dtype, device) for _ in range(config.layers)]
@@ -92,7 +92,7 @@ class KVCache:
             self._at, self._index, self._end = 0, None, seq
             positions = offsets[None]
             return positions, causal_mask(positions, seq) if self._always_mask else None, self._memory_mask()
-        self._end = _rounded(max(length + count for length, count in zip(lengths, counts)))
+        self._end = rounded(max(length + count for length, count in zip(lengths, counts)))
         if min(lengths) == max(lengths):
             self._at, self._index = lengths[0], None
             positions = (offsets + lengths[0])[None]
@@ -190,7 +190,7 @@ class KVCache:
         if new_memory is not None:
             self.memory_lengths[self._start : self._stop] = new_memory
         longest = max(self.memory_lengths[self._start : self._stop])
-        self._memory_end = longest if self._new_memory else _rounded(longest)
+        self._memory_end = longest if self._new_memory else rounded(longest)
 
     def _memory_mask(self) -> Tensor | None:
         lengths = self.memory_lengths[self._start : self._stop]
@@ -199,7 +199,8 @@ class KVCache:
         return torch.arange(self._memory_end, device=self._device) < torch.tensor(lengths, device=self._device)[:, None]
 
 
-def _rounded(length: int) -> int:
+def rounded(length: int) -> int:
+    """The number of keys that attention reads where `length` are needed."""
     return -(-length // _KEYS) * _KEYS
 
 

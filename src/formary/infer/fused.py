@@ -13,13 +13,14 @@ import math
 import torch
 from torch import Tensor
 
-from formary.infer.cache import KVCache
+from formary.infer.cache import KVCache, rounded
 from formary.infer.kernels import Int8Linear, product, sums_of
 from formary.model.block import Block, activate
 from formary.model.norms import RMSNorm
 from formary.model.topologies import Decoder, Network
 
 _QUERIES = 4
+_PIECE = 128  # positions of a long text that ask together, so that no product reads keys that none of them may see
 
 
 def fits(network: Network) -> bool:
@@ -57,8 +58,8 @@ class FusedDecoder:
         network, heads, turned = self.network, self.heads, self.heads + self.kv_heads
         assert mask is not None and cache is self.cache, "this cache always rounds, and so always masks"
         hidden = network.embedder(tokens, positions=positions).view(rows * seq, -1)
-        bias = self._bias(mask, rows, seq)
-        queries = hidden.new_zeros(rows * self.kv_heads, max(self.group * seq, _QUERIES), self.head_width)
+        pieces = self._pieces(mask, rows, seq)
+        queries = hidden.new_zeros(rows * self.kv_heads, _QUERIES, self.head_width)
         places = cache.places()  # (rows x kv_heads x seq,)
         rotation = self._rotation(positions)
         for block, stored, (keys, values) in zip(self.blocks, self._stored, self._views()):
@@ -74,15 +75,11 @@ class FusedDecoder:
             by_head = qkv.transpose(1, 2)
             stored[0].index_copy_(0, places, by_head[:, heads:turned].reshape(-1, self.head_width))
             stored[1].index_copy_(0, places, by_head[:, turned:].reshape(-1, self.head_width))
-            asked = by_head[:, :heads].reshape(rows * self.kv_heads, -1, self.head_width)
-            if asked.shape[1] < _QUERIES:
-                queries[:, : asked.shape[1]] = asked
-                asked = queries
-            weights = torch.softmax(torch.baddbmm(bias, asked, keys, alpha=self.scale), dim=-1)
-            attended = torch.bmm(weights, values)[:, : self.group * seq]
-            if seq > 1:
-                attended = attended.view(rows, heads, seq, self.head_width).transpose(1, 2)
-            hidden = block.followed(hidden, attended.reshape(rows * seq, -1))
+            attended = [
+                self._attended(by_head[:, :heads, start:stop], keys[:, :, :end], values[:, :end], bias, queries)
+                for start, stop, end, bias in pieces
+            ]
+            hidden = block.followed(hidden, attended[0] if len(pieces) == 1 else torch.cat(attended, dim=1))
         if network.transformer.norm is not None:
             hidden = network.transformer.norm(hidden)
         return hidden.view(rows, seq, -1)
@@ -105,6 +102,31 @@ class FusedDecoder:
             return None
         cosines, sines = (table.transpose(1, 2).unsqueeze(3) for table in rotary(positions))
         return cosines, torch.cat([-sines, sines], dim=3)
+
+    def _attended(self, asked: Tensor, keys: Tensor, values: Tensor, bias: Tensor, padded: Tensor) -> Tensor:
+        """What (rows, heads, seq, head_width) queries gather: (rows, seq, heads x head_width)."""
+        rows, heads, seq, width = asked.shape
+        count = self.group * seq
+        asked = asked.reshape(rows * self.kv_heads, count, width)
+        if count < _QUERIES:
+            padded[:, :count] = asked
+            asked = padded
+        weights = torch.softmax(torch.baddbmm(bias, asked, keys, alpha=self.scale), dim=-1)
+        gathered = torch.bmm(weights, values)[:, :count]
+        if seq > 1:
+            gathered = gathered.reshape(rows, heads, seq, width).transpose(1, 2)
+        return gathered.reshape(rows, seq, heads * width)
+
+    def _pieces(self, mask: Tensor, rows: int, seq: int) -> list[tuple[int, int, int, Tensor]]:
+        """Positions that ask together: first, last + 1, how many keys they may see, and the bias on their scores."""
+        start, stop, end = self.cache.extent
+        longest = max(self.cache.lengths[start:stop])
+        found = []
+        for first in range(0, seq, _PIECE):
+            last = min(first + _PIECE, seq)
+            seen = min(rounded(longest + last), end)
+            found.append((first, last, seen, self._bias(mask[:, :, first:last, :seen], rows, last - first)))
+        return found
 
     def _bias(self, mask: Tensor, rows: int, seq: int) -> Tensor:
         """The mask as numbers to add to the scores, (rows x kv_heads, queries, keys), or (1, 1, keys) where that does."""
@@ -135,8 +157,8 @@ class _FusedBlock:
         return self.attention_norm.then(hidden, self.qkv)
 
     def followed(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the block after attention, with both residual paths: (rows, width) -> (rows, width)."""
-        hidden = self._added(hidden, attended, self.output)
+        """The rest of the block after attention, with both residual paths; attended is (rows, seq, heads x head_width)."""
+        hidden = self._added(hidden, attended.reshape(len(hidden), -1), self.output)
         inner = self.ffn_norm.then(hidden, self.input)
         if self.gated:
             gate, rest = inner[:, : self.inner], inner[:, self.inner :]

@@ -90,7 +90,7 @@ def sums_of(vectors: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
 
     A row of zeros has no such magnitude: its sums mean nothing, and times 0 they are 0.
     """
-    largest = torch.linalg.vector_norm(vectors, math.inf, -1, True)
+    largest = vectors.abs().amax(-1, True)
     half = _half_range()
     if not packed.fine:
         return _multiply(vectors / largest, 1 / half, half + 1, packed.weight), largest
