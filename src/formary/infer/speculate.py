@@ -170,6 +170,8 @@ class Speculator:
             ]
         if not any(guesses) or any(guess and guesser.wanted for guess, guesser in zip(guesses, guessers)):
             return guesses
+        if not self._timed(len(rows), 0):
+            return none
         count = self._best(guessers, guesses)
         for guess, guesser in zip(guesses, guessers):
             if guess and count:
