@@ -82,6 +82,12 @@ def checked(schema: Mapping[str, Any] | str, name: str = "json_schema") -> Check
     check = _Check(name)
     root = check.schema(schema, "#", 0)
     _Joins(name, root).check(check.parts)
+    multiples = {part["multipleOf"] for _, part in check.parts if "multipleOf" in part}
+    if math.lcm(*map(_whole, multiples)) > _LARGEST_MULTIPLE:
+        raise RequestError(
+            f"{name}: the values of multipleOf ({', '.join(map(str, sorted(multiples)))}) have a common multiple, "
+            f"without their decimal points, of more than {_LARGEST_MULTIPLE}; leave some out"
+        )
     return CheckedSchema(root, tuple(check.parts))
 
 
@@ -193,7 +199,7 @@ class _Check:
 
 
 class _Joins:
-    """Bounds what several schemas ask of one value together, where allOf, or a $ref or anyOf with neighbours, joins them.
+    """Bounds the patterns that one text must match, where allOf, or a $ref or anyOf with neighbours, joins schemas.
 
     Counted are all patterns below, since joining objects joins their properties as well; of anyOf the largest branch.
     """
@@ -201,46 +207,35 @@ class _Joins:
     def __init__(self, name: str, root: Any) -> None:
         self._name = name
         self._root = root
-        self._known: dict[int, tuple[int, int]] = {}
+        self._known: dict[int, int] = {}
 
     def check(self, parts: Iterable[tuple[str, Any]]) -> None:
         for place, schema in parts:
-            if not _joins(schema):
-                continue
-            patterns, multiple = self._weight(schema)
+            patterns = self._patterns(schema) if _joins(schema) else 0
             if patterns > _MOST_JOINED:
                 raise RequestError(
                     f"{self._name} at {place}: joins {patterns} patterns or formats, more than {_MOST_JOINED}"
                 )
-            if multiple > _LARGEST_MULTIPLE:
-                raise RequestError(
-                    f"{self._name} at {place}: joins values of multipleOf whose product is over {_LARGEST_MULTIPLE}"
-                )
 
-    def _weight(self, schema: Any) -> tuple[int, int]:
-        """Patterns, and the product of multipleOf, in a schema and all below it."""
+    def _patterns(self, schema: Any) -> int:
+        """Patterns and formats in a schema and all below it."""
         if not isinstance(schema, dict):
-            return 0, 1
+            return 0
         if id(schema) in self._known:
             return self._known[id(schema)]
-        self._known[id(schema)] = 0, 1  # a circle adds nothing more
-        weights = [(("pattern" in schema) + ("format" in schema), _whole(schema.get("multipleOf", 1)))]
-        weights += [self._weight(schema[keyword]) for keyword in _SCHEMA if keyword in schema]
+        self._known[id(schema)] = 0  # a circle adds nothing more
+        found = ("pattern" in schema) + ("format" in schema) + len(schema.get("patternProperties", ()))
+        found += sum(self._patterns(schema[keyword]) for keyword in _SCHEMA if keyword in schema)
         for keyword in ("allOf", "prefixItems"):
-            weights += map(self._weight, schema.get(keyword, ()))
+            found += sum(map(self._patterns, schema.get(keyword, ())))
         for keyword in ("properties", "patternProperties"):
-            weights += map(self._weight, schema.get(keyword, {}).values())
-        weights.append((len(schema.get("patternProperties", ())), 1))
+            found += sum(map(self._patterns, schema.get(keyword, {}).values()))
         for keyword in ("anyOf", "oneOf"):
-            branches = [self._weight(branch) for branch in schema.get(keyword, ())]
-            if branches:
-                weights.append((max(count for count, _ in branches), max(multiple for _, multiple in branches)))
+            found += max(map(self._patterns, schema.get(keyword, ())), default=0)
         if "$ref" in schema:
-            weights.append(self._weight(_target(self._root, schema["$ref"])))
-        patterns, multiple = sum(count for count, _ in weights), math.prod(product for _, product in weights)
-        found = min(patterns, _MOST), min(multiple, _MOST)
-        self._known[id(schema)] = found
-        return found
+            found += self._patterns(_target(self._root, schema["$ref"]))
+        self._known[id(schema)] = min(found, _MOST)
+        return self._known[id(schema)]
 
 
 def _joins(schema: Mapping[str, Any]) -> bool:

@@ -47,7 +47,12 @@ class Constraint(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether the answer is complete and nothing may follow."""
+        """Whether nothing may follow."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here; one that is finished and not complete was cut off."""
         ...
 
 

@@ -60,7 +60,7 @@ class Answer:
         if self.stops.found is not None:
             return text, "stop"
         if self.constraint is not None and self.constraint.finished:
-            return text + self._rest(), "stop"
+            return text + self._rest(), "stop" if self.constraint.complete else "length"
         if full or self.written >= self.request.max_tokens:
             text += self._rest()
             return text, "stop" if self.stops.found is not None else "length"
