@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from formary.infer.loaded import Model
 from formary.infer.sampling import History, SamplingSettings, Table, process
-from formary.serve.playground import StagesRequest, curves, folder_of, listed, stages
+from formary.serve.examples import EXAMPLES
+from formary.serve.playground import StagesRequest, curves, folder_of, listed, stages, tabs
 
 STATIC = files("formary.serve") / "static"
 FILES = {entry.name: entry.read_text(encoding="utf-8") for entry in STATIC.iterdir() if entry.is_file()}
@@ -174,6 +175,12 @@ def test_every_model_says_which_tabs_it_has(served: Any) -> None:
     for one in told.values():
         assert set(one["examples"]) <= set(one["tabs"])
         assert all(one["examples"].get(tab) for tab in one["tabs"])
+
+
+def test_an_encoder_decoder_without_a_task_is_not_said_to_translate(models: dict[str, Callable[..., Model]]) -> None:
+    translator = models["answerer"]("translate")
+    assert tabs(translator) == ["translate"]
+    assert tabs(Model(translator.network, translator.tokenizer)) == ["rewrite"]
 
 
 def test_the_page_needs_no_key_and_what_it_tells_does(start: Any, writer: Model, tmp_path: Path) -> None:
@@ -334,19 +341,24 @@ def test_every_sentence_that_the_page_asks_for_exists() -> None:
     for text in SCRIPTS.values():
         asked |= set(re.findall(r"\bt\(\"(\w+)\"", text))
         asked |= set(re.findall(r"\b(?:say|label|hint|ghost): \"(\w+)\"", text))
+        asked |= set(re.findall(r"\b(?:runButton|labelled|keys)\(\"(\w+)\"", text))
+        asked |= set(re.findall(r"\bpromptField\(\"\w+\", \"(\w+)\"", text))
     told = stages_named()
     asked |= {f"stage_{name}{end}" for name in told for end in ("", "_says")} | {"stage_kept", "stage_bits"}
-    asked |= {
-        f"tab_{tab}" for tab in ("chat", "complete", "translate", "classify", "tag", "span", "embed", "choose", "fill")
-    }
+    tabs_known = set(re.findall(r"\b(\w+): \w+Panel\b", FILES["app.js"]))
+    assert tabs_known == {*EXAMPLES, "runs"}
+    asked |= {f"tab_{tab}" for tab in tabs_known}
+    fields = re.findall(r'^  \["(\w+)", ', FILES["settings.js"], flags=re.MULTILINE)
+    assert {"temperature", "seed"} < set(fields)
+    asked |= {f"{field}{end}" for field in fields for end in ("", "_says")}
     asked |= {
         f"{tab}_{end}"
         for tab in ("classify", "tag", "span", "embed", "choose", "fill")
         for end in ("ask", "says", "incomplete")
     }
     asked |= {f"finish_{reason}" for reason in ("stop", "length", "stopped")}
-    missing = asked - set(sentences) - {"title", "ghost", "label", "placeholder", "text"}
-    assert missing == set()
+    names = {"title", "ghost", "label", "text"}  # where elements.js says how sentences are kept
+    assert asked - set(sentences) - names == set()
 
 
 def stages_named() -> list[str]:

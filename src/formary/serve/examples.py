@@ -20,6 +20,10 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"text": "Where is the railway station?"},
         {"text": "今天天气很好。"},
     ],
+    "rewrite": [
+        {"text": "The tower is 324 metres tall, about the same height as an 81-storey building."},
+        {"text": "这座塔高三百二十四米。"},
+    ],
     "fill": [
         {"text": "The capital of France is [MASK]."},
         {"text": "She poured herself a [MASK] of tea."},

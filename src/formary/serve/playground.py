@@ -217,12 +217,12 @@ def described(name: str, model: Model) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "ends": sorted(model.stop_tokens()),
         "defaults": {name: value for name, value in model.defaults.items() if name != "logit_bias"},
-        "examples": {tab: EXAMPLES[tab] for tab in shown if tab in EXAMPLES},
+        "examples": {tab: EXAMPLES[tab] for tab in shown},
     }
 
 
 def tabs(model: Model) -> list[str]:
-    """What a model can do, best first: chat, complete, translate, classify, tag, span, embed, choose, fill."""
+    """What a model can do, best first: chat, complete, translate, rewrite, classify, tag, span, embed, ..."""
     found: list[str] = []
     try:
         tab = _TABS.get(model.task.answers)
@@ -230,7 +230,7 @@ def tabs(model: Model) -> list[str]:
         tab = None
     writes = isinstance(model.network.head, LanguageHead) and not isinstance(model.network, Encoder)
     if isinstance(model.network, EncoderDecoder):
-        return ["translate"]
+        return ["translate" if tab == "translate" else "rewrite"]
     if tab is not None and not (tab == "translate" and model.chat_template):
         found.append(tab)
     if writes:

@@ -136,6 +136,7 @@ export class Answer {
     const version = this.version;
     if (!version) return;
     const parts = [];
+    if (!this.busy && version.tokens.length === 0 && !this.wrong.hidden) return this.status.replaceChildren();
     if (this.busy) parts.push(t("writing"));
     else if (version.finish) parts.push(t(`finish_${version.finish}`));
     parts.push(t("count_tokens", { count: number(version.tokens.length) }));

@@ -6,10 +6,11 @@ import { apply, language, number, onLanguage, setLanguage, t } from "./language.
 import { runsPanel } from "./runs.js";
 import { choosePanel, classifyPanel, embedPanel, fillPanel, spanPanel, tagPanel } from "./tasks.js";
 import { startTheme } from "./theme.js";
-import { chatPanel, completePanel, translatePanel } from "./write.js";
+import { chatPanel, completePanel, rewritePanel, translatePanel } from "./write.js";
 
 const PANELS = {
-  chat: chatPanel, complete: completePanel, translate: translatePanel, classify: classifyPanel, tag: tagPanel,
+  chat: chatPanel, complete: completePanel, translate: translatePanel,
+  rewrite: rewritePanel, classify: classifyPanel, tag: tagPanel,
   span: spanPanel, embed: embedPanel, choose: choosePanel, fill: fillPanel, runs: runsPanel,
 };
 const LOADING = 1500; // milliseconds until the server is asked again

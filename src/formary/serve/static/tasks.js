@@ -81,8 +81,7 @@ export function fillPanel(model) {
   const field = promptField("text", "fill_ghost", 3);
   return asking(model, "fill", [labelled("text", field)], (one) => { field.value = one.text; }, () => field.value.trim() !== "", async () => {
     const [answer] = await predicted(model, [field.value]);
-    const blanks = answer.blanks ?? answer.masks ?? answer.candidates ?? answer;
-    return make("div", { class: "stack" }, ...blanks.map((blank) => ranking(blank.map((one, place) => [one.text, one.probability, place === 0]))));
+    return make("div", { class: "stack" }, ...answer.blanks.map((blank) => ranking(blank.map((one, place) => [one.text, one.probability, place === 0]))));
   });
 }
 

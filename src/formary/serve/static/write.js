@@ -3,6 +3,7 @@
 import { Answer } from "./answer.js";
 import { post, sentence } from "./api.js";
 import { make } from "./elements.js";
+import { t } from "./language.js";
 import { settingsForm } from "./settings.js";
 
 export function completePanel(model) {
@@ -107,39 +108,56 @@ export function chatPanel(model) {
   );
 }
 
+// An encoder-decoder that was trained to translate answers by its task; it says what it writes as a whole.
 export function translatePanel(model) {
   const field = promptField("source", "source_ghost", 5);
   const output = make("section", { class: "output card", hidden: true, label: "answer", "aria-live": "polite" });
-  const task = model.task !== null && model.task !== undefined && model.task !== "denoise";
-  let answer = new Answer({ model });
-  const run = runButton("translate_it", () => answer, async () => {
+  const run = runButton("translate_it", () => null, async () => {
     if (!field.value.trim()) return field.focus();
     output.hidden = false;
-    if (!task) {
-      answer = new Answer({ model, changed: () => run.refresh() });
-      output.replaceChildren(answer.element);
-      run.refresh(true);
-      await answer.write("/v1/completions", { model: model.id, prompt: field.value });
-      return run.refresh();
-    }
+    output.classList.add("writing");
     run.disabled = true;
     try {
-      const said = await predicted(model, [{ source: field.value }]);
-      output.replaceChildren(make("p", { class: "written", text: said[0].text }));
+      const [answer] = await predicted(model, [{ source: field.value }]);
+      output.replaceChildren(make("p", { class: "written", text: answer.text }));
     } catch (error) {
       output.replaceChildren(make("p", { class: "notice", role: "alert", text: sentence(error) ?? "" }));
     } finally {
       run.disabled = false;
+      output.classList.remove("writing");
     }
   });
+  return asking(model, "translate", field, run, output, "narrow");
+}
+
+// Any other encoder-decoder: it answers a text through the completion route, token by token.
+export function rewritePanel(model) {
+  const field = promptField("source", "rewrite_ghost", 5);
+  const output = make("section", { class: "output card", hidden: true, label: "answer" });
+  let answer = new Answer({ model });
+  const run = runButton("rewrite_it", () => answer, async () => {
+    if (!field.value.trim()) return field.focus();
+    output.hidden = false;
+    answer = new Answer({ model, changed: () => run.refresh() });
+    output.replaceChildren(answer.element);
+    run.refresh(true);
+    await answer.write("/v1/completions", { model: model.id, prompt: field.value });
+    run.refresh();
+  });
+  return twoColumns(asking(model, "rewrite", field, run, output), settingsForm(model));
+}
+
+function asking(model, tab, field, run, output, width = "") {
   sendsOnEnter(field, run, true);
-  const main = make("div", { class: "stack" }, labelled("source", field), examples(model, "translate", (one) => { field.value = one.text; field.focus(); }), make("div", { class: "row" }, run, keys("keys_write")), output);
-  return task ? main : twoColumns(main, settingsForm(model));
+  return make(
+    "div", { class: `stack ${width}` }, labelled("source", field), examples(model, tab, (one) => { field.value = one.text; field.focus(); }),
+    make("div", { class: "row" }, run, keys("keys_write")), output,
+  );
 }
 
 export async function predicted(model, inputs) {
   const said = await post(`/v1/predict/${encodeURIComponent(model.id)}`, { inputs });
-  return said.answers ?? said.data ?? said.predictions;
+  return said.answers;
 }
 
 export function examples(model, tab, use) {
@@ -168,7 +186,7 @@ function runButton(name, answer, start) {
   button.refresh = (busy = answer()?.busy) => {
     button.dataset.text = busy ? "stop" : name;
     button.classList.toggle("stops", Boolean(busy));
-    import("./language.js").then(({ t }) => { button.textContent = t(button.dataset.text); });
+    button.textContent = t(button.dataset.text);
   };
   return button;
 }
