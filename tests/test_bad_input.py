@@ -119,7 +119,7 @@ def test_a_context_longer_than_any_document_is_no_error(place, command):
 
 
 def test_steps_and_epochs_together(run):
-    assert "train.steps and train.epochs" in run("train.epochs=1", "--set", "train.steps=9")
+    assert "train.steps and train.epochs" in run("train.epochs=1", "train.steps=9")
 
 
 def test_a_tokenizer_that_is_not_there(run):

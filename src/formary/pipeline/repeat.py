@@ -22,7 +22,7 @@ from rich.console import Console
 from formary import durable
 from formary.errors import RecipeError
 from formary.pipeline.context import rows_in
-from formary.pipeline.run import RunResult, run
+from formary.pipeline.run import RunResult, refuse_other, run
 from formary.recipe import Recipe, read
 from formary.recipe.bundled import find, run_folder
 
@@ -70,7 +70,9 @@ def repeat(
         raise RecipeError(f"--seeds {seeds}: a spread needs at least 2")
     path = find(str(recipe))
     made = read(path, overrides)
-    folder = folder or run_folder(made) / "seeds"
+    if folder is None:
+        folder = run_folder(made) / "seeds"
+        refuse_other(folder / str(made.train.seed), made, path, path.parent)
     console = console or Console()
     runs: list[RunResult] = []
     for seed in range(made.train.seed, made.train.seed + seeds):
@@ -104,7 +106,9 @@ def cross_validate(
         raise RecipeError(f"--folds {folds}: cross-validation needs at least 2")
     path = find(str(recipe))
     made = read(path, overrides)
-    folder = folder or run_folder(made) / "folds"
+    if folder is None:
+        folder = run_folder(made) / "folds"
+        refuse_other(folder / "1", made, path, path.parent)
     console = console or Console()
     runs = []
     for fold in range(1, folds + 1):

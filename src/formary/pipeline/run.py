@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from formary import durable
 from formary.errors import FormaryError, RecipeError
 from formary.pipeline.context import Context, existing
 from formary.pipeline.fitting import check_model
+from formary.pipeline.ownership import check_owner, remember_owner
 from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, bundled, read, to_yaml
 
@@ -49,6 +50,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     base: Path | None = None,
+    file: Path | None = None,
     folder: Path | None = None,
     until: str = "report",
     console: Console | None = None,
@@ -60,7 +62,8 @@ def run(
         recipe: a Recipe, the path of one, or the name of a ready one.
         overrides: "train.steps=100" and the like, for a recipe given by path or name.
         base: where the recipe's relative paths count from; the recipe's own folder, or the current one for a Recipe.
-        folder: the run folder; the recipe's run_folder or runs/NAME when left out.
+        file: where a Recipe was read from, if from a file.
+        folder: the run folder; the recipe's run_folder or runs/NAME when left out, if no other recipe ran there.
         console: where to speak; the terminal when left out.
         watch: is told of every validation, and may stop the training, as `train.loop.train` says.
 
@@ -71,10 +74,13 @@ def run(
     called += [word for override in overrides for word in ("--set", override)]
     called += ["--folder", str(folder)] if folder else []
     if not isinstance(recipe, Recipe):
-        path = bundled.find(str(recipe))
-        recipe, base = read(path, overrides), base or path.parent
+        file = bundled.find(str(recipe))
+        recipe, base = read(file, overrides), base or file.parent
     base = base or Path()
-    folder = folder or bundled.run_folder(recipe)
+    place = folder or bundled.run_folder(recipe)
+    if folder is None:
+        refuse_other(place, recipe, file, base)
+    folder = place
     console = console or Console()
     if start := bundled.starting_recipe(recipe, base):
         _run_start(start, recipe, base, folder, console)
@@ -90,6 +96,7 @@ def run(
         waiting = [stage for stage in wanted if not _is_done(stage, keys, done, folder)]
         if fingerprints != durable.read_json(folder / _FINGERPRINTS):
             durable.write_json(folder / _FINGERPRINTS, fingerprints)
+        remember_owner(folder, file)
         if not waiting:
             speak.print(f"nothing to do: {folder} is up to date ({time.perf_counter() - began:.1f} s)")
         else:
@@ -125,7 +132,29 @@ def _run_start(path: Path, recipe: Recipe, base: Path, folder: Path, console: Co
         at = following
     if existing(str(recipe.model.start), base) is None:  # not trained yet
         check_model(recipe, base)
-    run(read(path).model_copy(update={"machine": recipe.machine}), base=path.parent, console=console)
+    starting = read(path).model_copy(update={"machine": recipe.machine})
+    run(starting, base=path.parent, file=path, console=console)
+
+
+def refuse_other(folder: Path, recipe: Recipe, file: Path | None, base: Path) -> None:
+    """Refuse a folder in which another recipe ran; see `ownership`.
+
+    Raises:
+        RecipeError: it did; or, as a run, where data files do not exist.
+    """
+    from formary.data.source import expand
+
+    if not durable.read_json(folder / _DONE):
+        return
+    paths = expand([*recipe.data.sources, *recipe.data.validation, *recipe.data.test], base)
+    own = {str(path.resolve()) for path in paths}
+    found = _by_path(file_fingerprints(recipe, base, folder))
+    data = {path: mark for path, mark in found.items() if path in own}
+    check_owner(folder, recipe, file, data=data, known=_by_path(durable.read_json(folder / _FINGERPRINTS)))
+
+
+def _by_path(fingerprints: Mapping[str, str]) -> dict[str, str]:
+    return {mark.rsplit("|", 2)[0]: content for mark, content in fingerprints.items()}
 
 
 def stage_keys(recipe: Recipe, fingerprints: Iterable[str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from formary.errors import FormaryError, MissingExtra, RecipeError
 from formary.pipeline.context import existing
 from formary.pipeline.fitting import SWITCHED
 from formary.pipeline.repeat import share_data
-from formary.pipeline.run import RunResult, file_fingerprints, owned, run, stage_keys
+from formary.pipeline.run import RunResult, file_fingerprints, owned, refuse_other, run, stage_keys
 from formary.pipeline.search_page import page_of
 from formary.recipe import Recipe, read, to_yaml
 from formary.recipe.bundled import PACKAGE, RECIPE, find, recipe_of, run_folder
@@ -97,6 +97,8 @@ def search(
     made = _for_trials(read(path, overrides))
     limit, most = trials or made.search.trials, minutes or made.search.minutes
     space = space_of(made, _check_of(path, overrides))
+    if folder is None:
+        refuse_other(run_folder(made) / "search" / "prepared", made, path, path.parent)
     folder = Path(folder or run_folder(made) / "search")
     console = console or Console()
     began = time.monotonic()
@@ -104,7 +106,7 @@ def search(
         prepared = folder / "prepared"
         if not prepared.exists() and (run_folder(made) / "data").exists():
             share_data(run_folder(made), prepared)
-        run(made, base=path.parent, folder=prepared, until="prepare", console=console)
+        run(made, base=path.parent, file=path, folder=prepared, until="prepare", console=console)
         _check_validation(prepared)
         key = _key(made, space, stage_keys(made, file_fingerprints(made, path.parent, prepared).values())["train"])
         study = _study(optuna, folder, key, direction="maximize" if judged_by(made) == "metric" else "minimize")
