@@ -119,10 +119,11 @@ def test_a_folder_in_which_nothing_was_finished_is_free(here):
 
 
 def test_the_folders_of_seeds_are_guarded_too(here):
+    seed = str(read(here / "recipe.yaml").train.seed)
     shutil.copytree(here / "runs/tiny", here / "first")
     (here / "runs/tiny/seeds").mkdir()
-    shutil.move(here / "first", here / "runs/tiny/seeds/0")
-    (here / "runs/tiny/seeds/0/owner.json").write_text('{"recipe": "../../../../recipe.yaml"}')
+    shutil.move(here / "first", here / "runs/tiny/seeds" / seed)
+    (here / "runs/tiny/seeds" / seed / "owner.json").write_text('{"recipe": "../../../../recipe.yaml"}')
     (here / "second.yaml").write_text((here / "recipe.yaml").read_text())
-    with pytest.raises(RecipeError, match=r"^runs/tiny/seeds/0: holds the run of "):
+    with pytest.raises(RecipeError, match=rf"^runs/tiny/seeds/{seed}: holds the run of "):
         repeat("second.yaml", 2, console=QUIET)
