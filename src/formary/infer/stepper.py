@@ -19,9 +19,6 @@ from formary.infer.kernels import Int8Head
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 
-# Padding a group of prompts to the longest wastes at most half of the work, and a group's activations stay small.
-_GROUP_TOKENS = 4096
-
 
 class Stepper:
     """Feeds tokens to a decoder or an encoder-decoder, keeping keys and values in a `KVCache`.
@@ -162,19 +159,6 @@ class Stepper:
                 )
             forward = network if self._fused is None else self._fused
             return forward(tokens, positions=positions, mask=mask, cache=cache)
-
-
-def groups(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of prompts to read together: similar lengths, so that little is padding; longest groups last."""
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        longest = lengths[index]
-        if group and (longest > 2 * lengths[group[0]] or longest * (len(group) + 1) > _GROUP_TOKENS):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
 
 
 @contextmanager
