@@ -82,4 +82,5 @@ def test_measured_speeds_are_positive_and_a_product_takes_the_time_it_takes():
     began = time.perf_counter()
     found = measure(0.01, size=64, read_bytes=2**20)
     assert time.perf_counter() - began > 0.02  # it did measure
-    assert set(found) == {"fp32_gflops", "bf16_gflops", "memory_gb_per_s"} and min(found.values()) > 0
+    assert set(found) - {"int8_gflops"} == {"fp32_gflops", "bf16_gflops", "memory_gb_per_s"}
+    assert min(found.values()) > 0

@@ -100,3 +100,14 @@ def test_a_schema_that_cannot_be_read_or_followed_is_one_line(finished, command,
     (tmp_path / "schema.json").write_text('{"not": {}}', encoding="utf-8")
     refused = command("generate", finished.model, "the", "--json-schema", tmp_path / "schema.json")
     assert refused.exit_code == 2 and "'not'" in refused.stderr and refused.stdout == ""
+
+
+def test_in_eight_bits_it_writes_what_the_rounded_model_does(finished, command):
+    rounded = formary.load(finished.model, precision="int8")
+    shown = command("generate", finished.model, "the", "--temperature", 0, "--max-tokens", 8, "--precision", "int8")
+    assert shown.stdout == "the" + rounded.generate("the", temperature=0, max_tokens=8).text + "\n"
+
+
+def test_an_unknown_precision_is_refused(finished, command):
+    shown = command("generate", finished.model, "the", "--precision", "int3")
+    assert shown.exit_code == 2 and "'int3' is not known; choose one of auto, float32, int8" in shown.output

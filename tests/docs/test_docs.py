@@ -136,4 +136,4 @@ def test_the_reference_has_a_page_for_every_room_and_names_the_public_functions(
     reference().write_reference(tmp_path)
     rooms = {path.parent.name for path in (ROOT / "src/formary").glob("*/__init__.py")}
     assert {path.stem for path in tmp_path.glob("*.md")} >= {*rooms, "index"}
-    assert "load(path: str | Path) -> Model" in (tmp_path / "infer.md").read_text("utf-8")
+    assert "load(path: str | Path, *, precision: str='float32') -> Model" in (tmp_path / "infer.md").read_text("utf-8")

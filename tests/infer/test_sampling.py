@@ -66,7 +66,8 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p(logits: list[list[float]], p
     for row, found in zip(logits, kept(logits, top_p=p)):
         literal = literal_top_p(row, p)
         edges = np.cumsum(sorted(probabilities(row), reverse=True))
-        if np.abs(edges - p).min() > 1e-6 and len(set(probabilities(row))) == 7:
+        apart = np.diff(sorted(probabilities(row))).min()
+        if np.abs(edges - p).min() > 1e-6 and apart > 1e-7:  # float32 tells them apart
             assert found == literal
 
 

@@ -74,5 +74,5 @@ def test_an_override_of_how_long_to_train_replaces_the_other_way_of_saying_it(gi
 
 def test_two_lengths_of_training_are_refused_before_any_work():
     for text, overrides in (("train: {steps: 9, epochs: 2}", ()), ("", ("train.steps=9", "train.epochs=2"))):
-        with pytest.raises(RecipeError, match="train.steps and train.epochs .* give one of them"):
+        with pytest.raises(RecipeError, match=r"train\.steps and train\.epochs .* give one of them"):
             parse(MINIMAL + text, overrides=overrides)

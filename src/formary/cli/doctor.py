@@ -190,15 +190,21 @@ def measure(seconds: float = _MEASURE_SECONDS, *, size: int = 512, read_bytes: i
         read_bytes: what is read per round; far more than the processor's caches hold.
 
     Returns:
-        `fp32_gflops` and `bf16_gflops` of a square matrix product, `memory_gb_per_s` of adding up an array.
+        `fp32_gflops`, `bf16_gflops` and, where it can be had, `int8_gflops` of a square matrix product;
+        `memory_gb_per_s` of adding up an array.
     """
     import torch
+
+    from formary.infer import kernels
 
     a, b = torch.randn(size, size), torch.randn(size, size)
     operations = 2 * size**3
     found = {"fp32_gflops": operations / _best_time(lambda: a @ b, seconds) / 1e9}
     a16, b16 = a.bfloat16(), b.bfloat16()
     found["bf16_gflops"] = operations / _best_time(lambda: a16 @ b16, seconds) / 1e9
+    if "int8" in kernels.available():
+        packed = kernels.pack(b)
+        found["int8_gflops"] = operations / _best_time(lambda: kernels.product(a, packed), seconds) / 1e9
     array = torch.ones(read_bytes // 4)
     found["memory_gb_per_s"] = read_bytes / _best_time(array.sum, seconds / 2) / 1e9
     return {name: float(f"{value:.3g}") for name, value in found.items()}
@@ -324,9 +330,9 @@ def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         )
     rows.append(("disk", f"{_size(machine['disk_free_bytes'])} free in {Path.cwd()}"))
     if speed:
-        rows.append(
-            ("measured", f"{speed['fp32_gflops']:,.0f} GFLOP/s float32, {speed['bf16_gflops']:,.0f} GFLOP/s bfloat16")
-        )
+        kinds = {"fp32_gflops": "float32", "bf16_gflops": "bfloat16", "int8_gflops": "int8"}
+        products = ", ".join(f"{speed[key]:,.0f} {kind}" for key, kind in kinds.items() if key in speed)
+        rows.append(("measured", f"GFLOP/s {products}"))
         rows.append(("", f"{speed['memory_gb_per_s']:,.1f} GB/s read from memory"))
     return rows
 

@@ -36,6 +36,7 @@ def generate(
     n: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     beams: Annotated[int | None, typer.Option(min=2, help="Beam search of this width instead of sampling.")] = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Print every token with its log-probability.")] = False,
+    precision: Annotated[str, typer.Option(help="float32, int8, or auto: whichever measures best here.")] = "float32",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Continue a text; masked models fill in [MASK], encoder-decoders answer."""
@@ -45,7 +46,7 @@ def generate(
         prompt = sys.stdin.read()
     from formary.infer.loaded import load
 
-    loaded = load(model)
+    loaded = load(model, precision=precision)
     if loaded.config.topology == "encoder":
         _fill(loaded, prompt, json)
         return

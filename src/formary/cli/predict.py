@@ -23,17 +23,18 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Write JSONL here: each row with its answer.")] = None,
     column: Columns = None,
     beams: Annotated[int | None, typer.Option(min=1, help="For tasks that write: width of the beam search.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or int8.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print whole answers as JSON, one a line.")] = False,
 ) -> None:
     """Answer rows with a fine-tuned model: labels, tags, answers in a text, translations."""
     from formary.infer.loaded import load
     from formary.pipeline.measure import rows_for, write_answers
 
-    loaded = load(model)
+    loaded = load(model, precision="int8" if precision == "int8" else "float32")
     task = loaded.task
     rows = rows_for(task, input, columns=_mapping(column), answers=False)
     options: dict[str, Any] = {"beams": beams} if beams else {}
-    answers = loaded.predict(rows, **options)
+    answers = loaded.predict(rows, precision="float32" if precision == "int8" else precision, **options)
     for note in loaded.task.notes():
         print(f"note: {note}", file=sys.stderr)
     if out:

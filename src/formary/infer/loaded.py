@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = 256
 _MOST_SLOTS = 32
+_CHUNK = 2048  # nobody else waits while a call's own prompts are read
 _FILTERS = ("top_k", "top_p", "min_p", "typical_p")
 _MASK = "[MASK]"
 
@@ -360,6 +361,7 @@ class Model:
             slots=min(max(sum(request.n for request in requests), 1), _MOST_SLOTS),
             context=self.config.context if whole else min(longest, self.config.context),
             text_decoder=self.text_decoder,
+            chunk=_CHUNK,
         )
 
     @property
@@ -497,8 +499,12 @@ class Model:
         return self.tokenizer.token_bytes[token].decode(errors="replace").strip() or self._name_of(token)
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, precision: str = "float32") -> Model:
     """Open a trained model: a folder in Hugging Face layout, a .gguf file, or a hub id.
+
+    Args:
+        precision: "float32" keeps its weights; "int8" rounds its matrices to eight bits (see `infer.kernels`);
+            "auto" measures both here, and takes int8 where that is faster and as good.
 
     Raises:
         CheckpointError: it is not there, or cannot be opened safely; the message says what to do.
@@ -514,7 +520,7 @@ def load(path: str | Path) -> Model:
         ids = {"bos": loaded.config.bos_id, "eos": loaded.config.eos_id, "pad": loaded.config.pad_id}
         names = {f"{role}_token": loaded.tokenizer.id_to_token(i) for role, i in ids.items() if i is not None}
         words = Tokenizer(loaded.tokenizer, names | ({"chat_template": template} if template else {}))
-    return Model(
+    model = Model(
         loaded.network,
         words,
         defaults=loaded.generation,
@@ -523,6 +529,11 @@ def load(path: str | Path) -> Model:
         family=loaded.family,
         formary=loaded.formary,
     )
+    if precision == "float32":
+        return model
+    from formary.infer.probe import prepared
+
+    return prepared(model, precision)[0]
 
 
 def settings_from(generation_config: Mapping[str, Any]) -> dict[str, Any]:
