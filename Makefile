@@ -24,7 +24,7 @@ $(BIN)/python:
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "installing Formary and what it needs (some minutes the first time)"
 	@$(PIP) install --constraint constraints.txt torch
-	@$(PIP) install --constraint constraints.txt --editable .
+	@$(PIP) install --constraint constraints.txt --editable ".[serve]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -42,6 +42,7 @@ _EXTRAS = {
     "translate": "BLEU and chrF of written texts (sacrebleu)",
     "search": "hyperparameter search (Optuna)",
     "lm-eval": "the benchmarks of lm-evaluation-harness",
+    "serve": "the server, and answers by a schema",
     "dev": "work on Formary itself",
 }
 _LEAST_DISK = 10**9  # bytes
