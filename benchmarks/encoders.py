@@ -143,8 +143,8 @@ def write_bert(folder: Path, tokenizer: Path) -> None:
     """BERT-base with random weights and MiniLM's tokenizer, which has the same vocabulary."""
     from transformers import BertConfig, BertModel
 
-    torch.manual_seed(0)
-    BertModel(BertConfig()).save_pretrained(str(folder))
+    torch.manual_seed(0)  # the position type is every BERT's; CTranslate2's converter asks for it by name
+    BertModel(BertConfig(position_embedding_type="absolute")).save_pretrained(str(folder))
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
             shutil.copy(tokenizer / name, folder / name)
