@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from formary.errors import FormaryError, MissingExtra, RequestError
+from formary.infer.kernels import Int8Head
 from formary.infer.loaded import Model
 from formary.infer.sampling import History, SamplingSettings, Table, process
 from formary.infer.stepper import Stepper
@@ -228,14 +229,14 @@ def tabs(model: Model) -> list[str]:
         tab = _TABS.get(model.task.answers)
     except FormaryError:
         tab = None
-    writes = isinstance(model.network.head, LanguageHead) and not isinstance(model.network, Encoder)
+    writes = isinstance(model.network.head, LanguageHead | Int8Head) and not isinstance(model.network, Encoder)
     if isinstance(model.network, EncoderDecoder):
         return ["translate" if tab == "translate" else "rewrite"]
     if tab is not None and not (tab == "translate" and model.chat_template):
         found.append(tab)
     if writes:
         found += ["chat", "complete"] if model.chat_template else ["complete"]
-    elif tab is None and isinstance(model.network.head, LanguageHead):
+    elif tab is None and isinstance(model.network.head, LanguageHead | Int8Head):
         found.append("fill")
     return found
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from formary.errors import FormaryError, RequestError
 from formary.infer.engine import Engine
+from formary.infer.kernels import Int8Head
 from formary.infer.loaded import Model, load
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Encoder
@@ -93,7 +94,7 @@ class Served:
     @property
     def fills(self) -> bool:
         """Whether it completes masked words."""
-        return isinstance(self.model.network, Encoder) and isinstance(self.model.network.head, LanguageHead)
+        return isinstance(self.model.network, Encoder) and isinstance(self.model.network.head, LanguageHead | Int8Head)
 
     def must(self, ability: Ability) -> None:
         """Refuse what it cannot do.
@@ -197,7 +198,7 @@ class Service:
 
 def writes(model: Model) -> bool:
     """Whether a model writes text."""
-    return isinstance(model.network.head, LanguageHead) and not isinstance(model.network, Encoder)
+    return isinstance(model.network.head, LanguageHead | Int8Head) and not isinstance(model.network, Encoder)
 
 
 def names_of(models: Sequence[str]) -> dict[str, str]:
