@@ -22,9 +22,10 @@ class SteppedEngine(Engine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.allowed, self.taken = threading.Semaphore(0), 0
+        self.allowed, self.begun, self.taken = threading.Semaphore(0), 0, 0
 
     def step(self) -> list[Event]:
+        self.begun += 1
         self.allowed.acquire()
         self.taken += 1
         return super().step()
@@ -103,7 +104,7 @@ def test_one_whose_client_leaves_is_gone_before_the_next_step(
         with worker.running([job(worker.model, mailbox, n=2)]):
             for _ in range(steps):
                 engine.allowed.release()
-            await asyncio.to_thread(until, lambda: engine.taken == steps and engine.busy)
+            await asyncio.to_thread(until, lambda: engine.begun == steps + 1)
 
     asyncio.run(ask())
     engine.allowed.release()  # the step that had begun
