@@ -462,9 +462,6 @@ class Model:
         ids = listed if isinstance(listed, list) else [listed]
         return frozenset(int(token) for token in (*ids, self.config.eos_id, self.tokenizer.eos_id) if token is not None)
 
-    # The names that these had before they were public.
-    _request, _prompt_tokens, _text_decoder = request, prompt_tokens, text_decoder
-
     def _prefix(self) -> tuple[int, ...] | None:
         """What a target begins with: the start token, and the first token that some families force (BART)."""
         if not isinstance(self.network, EncoderDecoder):
