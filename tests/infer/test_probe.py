@@ -81,6 +81,9 @@ def test_encoders_and_encoder_decoders_can_be_rounded_when_asked(make_model: Cal
         rounded, choice = probe.prepared(make_model(name), "int8")
         assert is_rounded(rounded) and choice.precision == "int8"
     assert probe.prepared(make_model("bert-mini"), "auto")[1].precision == "float32"
+    masked = probe.prepared(make_model("bert-mini"), "int8")[0]
+    if masked.tokenizer.mask_id is not None:
+        assert len(masked.fill("ab[MASK]c")[0]) == 5
 
 
 def test_an_unknown_precision_is_refused_by_name(make_model: Callable[..., Model]) -> None:

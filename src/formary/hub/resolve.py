@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from formary.errors import CheckpointError
+from formary.recipe.bundled import PACKAGE, located
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _FETCHED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
@@ -22,12 +23,16 @@ def resolve(reference: str | Path) -> Path:
     """The folder or .gguf file behind a reference.
 
     Args:
-        reference: a folder, a .gguf file, a file of a model folder, or a hub id such as "gpt2" or "owner/name".
+        reference: a folder, a .gguf file, a file of a model folder, package:NAME/path inside an installed package, or
+            a hub id such as "gpt2" or "owner/name".
 
     Raises:
         CheckpointError: nothing is there, and it cannot be fetched; the message says where to put the files.
+        RecipeError: the package is not installed, or the path leaves it.
     """
     path = Path(reference).expanduser()
+    if str(reference).startswith(PACKAGE):
+        path = located(str(reference), Path())
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():

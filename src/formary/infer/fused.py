@@ -170,8 +170,6 @@ class _FusedBlock:
     @staticmethod
     def _added(hidden: Tensor, vectors: Tensor, linear: Int8Linear) -> Tensor:
         """hidden + linear(vectors)."""
-        if linear.packed.smooth is not None:
-            vectors = vectors * linear.packed.smooth
         hidden = torch.addcmul(hidden, *sums_of(vectors, linear.packed))
         return hidden if linear.bias is None else hidden.add_(linear.bias)
 
@@ -189,7 +187,7 @@ class _FusedNorm:
 
     def then(self, hidden: Tensor, linear: Int8Linear) -> Tensor:
         """linear(norm(hidden)): (rows, width) -> (rows, out)."""
-        if self.scale is None or linear.packed.smooth is not None:
+        if self.scale is None:
             out = product(self.norm(hidden), linear.packed)
         else:
             sums, largest = sums_of(hidden * self.scale, linear.packed)
