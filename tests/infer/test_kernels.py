@@ -55,8 +55,8 @@ def test_products_are_near_the_exact_ones_and_two_digits_are_nearer(width: int, 
     exact, of_rounded = vectors.double() @ weight.double().T, vectors.double() @ rounded.double().T
     one, two = product(vectors, pack(weight)), product(vectors, pack(weight, fine=True))
     size = vectors.norm(dim=1).max() * weight.norm(dim=1).max()
-    assert (one - exact).abs().max() < 0.02 * size
-    assert (two - of_rounded).abs().max() < 1e-4 * size
+    assert (one - exact).abs().max() < 0.1 * size  # at worst, sqrt(width) times half a step of both
+    assert (two - of_rounded).abs().max() < 3e-4 * size
 
 
 def test_a_row_of_zeros_gives_zeros() -> None:
