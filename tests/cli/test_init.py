@@ -193,6 +193,28 @@ def test_what_was_seen_comes_as_json(here):
     assert found["task"] == "causal_lm" and found["parameters"] > 0 and found["saw"]
 
 
+@pytest.mark.parametrize("words", [2, 40, 900])
+def test_the_model_that_preferences_start_from_reads_as_much_as_they_need(here, words):
+    rows = [{"prompt": f"What of {i}?", "chosen": "Yes.", "rejected": f"No {i} " * words} for i in range(80)]
+    write_rows(here / "pairs.jsonl", rows)
+    formary("pairs.jsonl")
+    first, second = read(here / "pairs-chat.yaml"), read(here / "recipe.yaml")
+    assert first.train.context >= second.train.context
+
+
+def test_conversations_get_more_room_than_other_rows(here):
+    rows = [{"instruction": f"Say {i}: " + ENGLISH * 8, "output": f"It is said, {i}."} for i in range(80)]
+    write_rows(here / "talks.jsonl", rows)
+    write_rows(
+        here / "labels.jsonl", [{"text": row["instruction"], "label": "ab"[i % 2]} for i, row in enumerate(rows)]
+    )
+    found = []
+    for name in ("talks", "labels"):
+        formary(f"{name}.jsonl", "--out", f"{name}.yaml")
+        found.append(read(here / f"{name}.yaml").train.context)
+    assert found[1] <= 384 < found[0] <= 1024
+
+
 def test_preferences_get_a_first_recipe_that_trains_a_model_to_start_from(here):
     rows = [
         {"prompt": f"What of {i}?", "chosen": f"A long and good answer, {i}.", "rejected": f"Nothing at all {i}"}

@@ -7,10 +7,11 @@ import pytest
 from formary.data.tokenizer import train
 from formary.errors import DataError, RecipeError
 from formary.model.topologies import build, parameter_count
-from formary.recipe.guess import Sample, guess
+from formary.recipe.guess import guess
 from formary.recipe.guess_rows import guess_rows
 from formary.recipe.presets import preset
 from formary.recipe.reading import parse
+from formary.recipe.sample import Sample
 
 SENTENCE = "The miller's daughter walked to the river, and the water ran over the stones. "
 

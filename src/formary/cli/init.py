@@ -20,7 +20,7 @@ from formary.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from formary.data.source import Source
-    from formary.recipe.guess import Sample
+    from formary.recipe.sample import Sample
 
 SAMPLE_CHARS = 4_000_000
 """How much text is looked at, of all files together."""
@@ -96,7 +96,7 @@ def take_sample(data: list[str], *, relative_to: Path) -> Sample:
         DataError: nothing is there, it cannot be read, or the files are of several kinds.
     """
     from formary.data.source import expand
-    from formary.recipe.guess import Sample
+    from formary.recipe.sample import Sample
 
     parts = _parts(expand(data))
     sources = parts["sources"]

@@ -11,26 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from formary.recipe.guess import (
-    REACHED,
-    Choice,
-    Guess,
-    Lines,
-    Sample,
-    cjk_share,
-    describe,
-    duration,
-    files_of,
-    look,
-    megabytes,
-    names_of,
-    parameter_estimate,
-    percent,
-    rounded,
-    text_length,
-    token_counts,
-    tokenizer_for,
-)
+from formary.recipe.commented import Choice, Lines, duration, megabytes, percent, rounded
+from formary.recipe.guess import Guess
+from formary.recipe.sample import Sample, Seen, cjk_share, describe, files_of, look, names_of, text_length
+from formary.recipe.sizes import REACHED, parameter_estimate, token_counts, tokenizer_for
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -65,6 +49,9 @@ _FEWEST_QUESTIONS = 2
 _LANGUAGE = re.compile(r"^(en|zh|fr|de|es|it|ja|ko|ru|pt|nl|ar|cs|pl|sv|fi|tr|uk|vi|hi|da|el|ro|hu)([_-]\w+)?$")
 _FEWEST_GROUPS = 20  # fewer cannot be split by shares
 _EPOCHS = ((2_000, 10), (20_000, 4), (None, 2))
+_LONGEST = 384  # tokens of a row
+# Of a conversation, whose end is what is learned: cut off, the row teaches nothing. Its template takes tokens too.
+_LONGEST_TALK, _TEMPLATE = 1024, 32
 _PRESETS = {"translate": "seq2seq-mini", "chat": "gpt-mini"}
 
 
@@ -230,22 +217,24 @@ def _after_chat(sample: Sample, found: _Found, name: str, gflops: float) -> Gues
     group = Choice(prompt, "no prompt in two splits, and the same split in both recipes")
     why = f"the {prompt} and the chosen answer are a talk; `{name}` starts from the model that learns it"
     chat = _Found("chat", {"prompt": prompt, "response": "chosen"}, why, group)
-    before = _written(sample, chat, f"{name}-chat", gflops)
+    texts, seen = _look(sample, found)
+    tokens = token_counts(seen, tokenizer_for(seen, "causal_lm"))[1]
+    context = _context(texts, tokens / max(1, seen.count), talk=True)
+    before = _written(sample, chat, f"{name}-chat", gflops, context)  # no shorter than what follows reads
     file = f"{name}-chat.yaml"
     start = Choice(f"recipe:{file}", "this recipe runs first; a model folder or another model that writes will do too")
-    after = _written(sample, replace(found, group=group, start=start), name, gflops)
+    after = _written(sample, replace(found, group=group, start=start), name, gflops, context)
     parameters, seconds = before.parameters, before.seconds + after.seconds
     return replace(after, before=((file, before.recipe),), parameters=parameters, seconds=seconds)
 
 
-def _written(sample: Sample, found: _Found, name: str, gflops: float) -> Guess:
-    texts = [" ".join(_strings([row.get(theirs) for theirs in found.columns.values()])) for row in sample.rows]
-    seen = look(texts, sample.share, files=sample.files, cut="row")
+def _written(sample: Sample, found: _Found, name: str, gflops: float, context: Choice | None = None) -> Guess:
+    texts, seen = _look(sample, found)
     kind = {"translate": "denoise", "chat": "causal_lm", "preference": "causal_lm"}.get(found.task, "masked_lm")
     tokenizer = tokenizer_for(seen, kind)
     vocab_size, tokens = token_counts(seen, tokenizer)
     epochs = next(epochs for limit, epochs in _EPOCHS if limit is None or seen.count < limit)
-    context = _context(texts, tokens / max(1, seen.count))
+    context = context or _context(texts, tokens / max(1, seen.count), talk=found.task == "chat")
     size = "4x192" if seen.count > 1000 else "3x128"
     parameters = parameter_estimate(kind, size, vocab_size, context.value)
     seconds = 6 * parameters * tokens * epochs / (gflops * 1e9 * REACHED)
@@ -298,13 +287,19 @@ def _written(sample: Sample, found: _Found, name: str, gflops: float) -> Guess:
     return Guess(lines.text(), found.task, tuple(saw), parameters, seconds)
 
 
+def _look(sample: Sample, found: _Found) -> tuple[list[str], Seen]:
+    """The texts of the columns that the task reads, and what is counted in them."""
+    texts = [" ".join(_strings([row.get(theirs) for theirs in found.columns.values()])) for row in sample.rows]
+    return texts, look(texts, sample.share, files=sample.files, cut="row")
+
+
 def _write_model(lines: Lines, found: _Found, tokenizer: Choice, parameters: float, size: str, rows: float) -> None:
     lines.section("tokenizer", 1)
     for place, (setting, value) in enumerate(tokenizer.value.items()):
         lines.add(2, setting, value, "" if place else tokenizer.why)
     lines.section("model")
-    lines.comment("A pretrained model learns far more from few rows: give its folder as model.start and leave out")
-    lines.comment("data.tokenizer, model.preset and model.size, with train.optimiser.lr near 1e-4.")
+    lines.comment("A pretrained model learns far more from few rows: give its folder as model.start and leave out", 1)
+    lines.comment("data.tokenizer, model.preset and model.size, with train.optimiser.lr near 1e-4.", 1)
     lines.add(
         1,
         "preset",
@@ -315,12 +310,12 @@ def _write_model(lines: Lines, found: _Found, tokenizer: Choice, parameters: flo
     lines.add(1, "switches", {"dropout": 0.1}, "rows are few, so some forgetting helps")
 
 
-def _context(texts: Sequence[str], mean_tokens: float) -> Choice:
-    """Tokens of nearly all rows, up to 384, in steps of 32."""
+def _context(texts: Sequence[str], mean_tokens: float, *, talk: bool = False) -> Choice:
+    """Tokens of nearly all rows, up to 384, of conversations up to 1024, in steps of 32."""
     lengths = sorted(map(len, texts))
     share = mean_tokens / max(1.0, sum(lengths) / len(lengths))
-    needed = int(lengths[int(0.95 * (len(lengths) - 1))] * share) + 8
-    context = min(384, max(32, -(-needed // 32) * 32))
+    needed = int(lengths[int(0.95 * (len(lengths) - 1))] * share) + (_TEMPLATE if talk else 8)
+    context = min(_LONGEST_TALK if talk else _LONGEST, max(32, -(-needed // 32) * 32))
     return Choice(
         context, "tokens per row, enough for 19 of 20" if context >= needed else "tokens per row; longer ones are cut"
     )
