@@ -380,3 +380,10 @@ def test_the_headline_metric_is_the_first_fact_and_a_metric_without_leaks_is_no_
     assert facts[0][1].startswith("0.9") and headline(ReportData(name="t", metrics=metrics)).startswith("0.9")
     alone = render_report(ReportData(name="t", task="tag", metrics=[Metric("loss", "test", low)]))
     assert re.findall(r"<div><dt>(.*?)</dt>", alone) == ["loss (nats per token)"]
+
+
+def test_a_baseline_whose_name_has_its_article_gets_no_second_one():
+    metric = Metric("accuracy", "test", Interval(0.5, 0.4, 0.6), {"the longer text": Interval(0.5, 0.4, 0.6)})
+    report = ReportData(name="t", metrics=[metric])
+    assert headline(report).endswith("no clear difference from the longer text at 0.50")
+    assert "No clear difference from the longer text" in render_report(report)

@@ -81,7 +81,7 @@ def _line(task: Any, row: Any, answer: dict[str, Any]) -> str:
     from formary.pipeline.telling import asked, told
 
     said = "" if "vector" in answer else told(row, answer)
-    if not said and not answer.keys() & {"labels", "answer", "text", "tags"}:
+    if not said and not answer.keys() & {"labels", "answer", "choice", "text", "tags"}:
         return json_format.dumps(answer, ensure_ascii=False)
     sure = f"{answer['probability']:.3f}" if "probability" in answer else ""
     about = "" if "tags" in answer else asked(task, row, longest=80)

@@ -39,7 +39,7 @@ p { margin: 0 0 1rem; max-width: 40rem; }
 small, .small { font-size: .875rem; color: var(--soft); line-height: 1.55; }
 dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); gap: 1.1rem .9rem; margin: 0;
   border-top: 1px solid var(--line); padding-top: 1.1rem; }
-dl.facts div { display: flex; flex-direction: column-reverse; }
+dl.facts div { display: flex; flex-direction: column-reverse; justify-content: flex-end; }
 dl.facts dt { color: var(--soft); font-size: .8125rem; }
 dl.facts dd { margin: 0; font: 500 1.375rem/1.3 var(--serif); font-variant-numeric: lining-nums; }
 figure { margin: 1.75rem 0; break-inside: avoid; }

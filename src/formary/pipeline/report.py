@@ -184,8 +184,13 @@ def headline(report: ReportData) -> str:
     at = number(metric.baselines[baseline].value, decimals_for(metric.model))
     verdict = metric.verdict(baseline)
     if verdict == "cannot tell":
-        return f"{measured}; no clear difference from the {baseline} at {at}"
-    return f"{measured}; {verdict} than the {baseline} at {at}"
+        return f"{measured}; no clear difference from {_the(baseline)} at {at}"
+    return f"{measured}; {verdict} than {_the(baseline)} at {at}"
+
+
+def _the(baseline: str) -> str:
+    """A baseline in a sentence; the names of some have their article."""
+    return baseline if baseline.startswith("the ") else f"the {baseline}"
 
 
 def interval_text(interval: Interval, *, unit: str = "") -> str:
@@ -276,7 +281,7 @@ def _verdict_sentence(report: ReportData) -> str:
         return ""
     groups: dict[str, list[str]] = {}
     for name in metric.baselines:
-        groups.setdefault(metric.verdict(name), []).append(f"the {name}")
+        groups.setdefault(metric.verdict(name), []).append(_the(name))
     words = {"better": "Better than {}", "worse": "worse than {}", "cannot tell": "no clear difference from {}"}
     said = [words[v].format(_listed(groups[v])) for v in words if v in groups]
     return _capital("; ".join(said)) if said else "How good the model is"

@@ -12,6 +12,7 @@ from formary.tasks.protocol import LabelledTask
 
 Row = Mapping[str, Any]
 
+_SAID = ("label", "labels", "value", "answer", "choice", "text", "tags")  # what an answer may hold, the first counts
 _LONGEST = 500  # characters of a row or an answer
 
 
@@ -35,7 +36,7 @@ def asked(task: LabelledTask, row: Row, *, longest: int = _LONGEST) -> str:
 
 def told(row: Row, answer: Mapping[str, Any]) -> str:
     """What an answer says: labels, a number, an answer, a text, words as word/TAG; "" where it is none of these."""
-    name = next((name for name in ("label", "labels", "value", "answer", "text", "tags") if name in answer), None)
+    name = next((name for name in _SAID if name in answer), None)
     if name is None:
         if "preferred" in answer:
             return f"{answer['preferred']} (by {abs(answer['margin']):.3f})"
