@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formary.data import tokenizer as tokenizers
+from formary.data import vocabulary
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
 from formary.recipe import schema
@@ -221,7 +222,7 @@ def test_training_is_deterministic_from_process_to_process():
 
 def test_the_training_sample_is_bounded_and_spread_over_the_texts():
     texts = [f"{n:05d}" * 20 for n in range(2000)]
-    sample = tokenizers._sample(texts, 20_000)
+    sample = vocabulary._sample(texts, 20_000)
     assert 5_000 <= sum(map(len, sample)) <= 20_000
     numbers = [int(stretch[:5]) for stretch in sample]
     assert min(numbers) < 50
