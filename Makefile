@@ -42,6 +42,8 @@ demo: $(VENV)/.installed
 	@$(BIN)/formary generate runs/demo/model "It is a truth universally acknowledged, that" --max-tokens 60 --seed 1
 	@echo "the second says the part of speech of every word:"
 	@$(BIN)/formary predict runs/demo-tags/model "She was delighted with the old house , and with everybody in it ."
+	@echo "the reports: runs/demo/report.html and runs/demo-tags/report.html"
+	@echo "serve both: $(BIN)/formary serve runs/demo/model runs/demo-tags/model --runs runs   # then open http://127.0.0.1:8000/"
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "not slow" -n 2
