@@ -189,5 +189,6 @@ def test_a_defect_of_ours_is_a_500_without_its_insides(served: Any, monkeypatch:
     monkeypatch.setattr(model, "predict", broken)
     found = served.post("/v1/predict/classify", {"inputs": ["a"]})
     assert found.status_code == 500 and "secret" not in found.text and found.json()["error"]["type"] == "server_error"
+    assert found.headers["connection"] == "close"
     monkeypatch.undo()
     assert served.post("/v1/predict/classify", {"inputs": ["a"]}).status_code == 200

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -32,7 +31,7 @@ MOST_RISE = 0.01
 
 _CALIBRATION = 384  # tokens that choose how a layer is rounded
 _JUDGING = 512  # tokens whose perplexity is compared
-_STEPS = 9
+_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _sample(model: Model) -> tuple[Tensor, Tensor]:
 
 
 def _speedup(network: Network, rounded: Network) -> float:
-    """Seconds of one token in float32 over those in int8: medians, in turn."""
+    """Seconds of one token in float32 over those in int8, at best, in turn."""
     steppers = [Stepper(each, slots=1, context=_STEPS + 3) for each in (network, rounded)]
     times: list[list[float]] = [[], []]
     for stepper in steppers:
@@ -136,5 +135,5 @@ def _speedup(network: Network, rounded: Network) -> float:
             begin = time.perf_counter()
             stepper.decode([0])
             taken.append(time.perf_counter() - begin)
-    before, after = (statistics.median(taken[2:]) for taken in times)
+    before, after = (min(taken) for taken in times)  # other work on the machine only ever adds
     return before / after

@@ -193,9 +193,11 @@ def _described(served: Served) -> dict[str, Any]:
 def _add_refusals(app: FastAPI) -> None:
     async def refused(_: Request, error: Exception) -> Response:
         known = refusal(error)
+        headers = dict(known.headers or {})
         if known.status == 500:
             log.error("a request failed", exc_info=error)
-        return Json(known.body, known.status, headers=known.headers)
+            headers["Connection"] = "close"  # which the server does after a defect: nobody should send on it
+        return Json(known.body, known.status, headers=headers)
 
     async def gone(_: Request, __: Exception) -> Response:
         return Response(status_code=499)
