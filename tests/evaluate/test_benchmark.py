@@ -147,6 +147,40 @@ def test_bigbench_texts_repetitions_and_subtasks(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fields", "stop", "pattern"),
+    [
+        ({}, tuple(".?!;\n"), None),
+        ({"output_regex": r"[-+]?\d+"}, (), r"[-+]?\d+"),
+        ({"output_regex": "[a-h][1-8]", "stop_string": "#"}, ("#",), "[a-h][1-8]"),
+        ({"stop_string": "\n"}, ("\n",), None),
+        ({"output_regex": ""}, (), None),  # all that is written
+        ({"metrics": ["numeric_match_with_0_1_relative_error"]}, ("\n",), None),  # a point is no end
+    ],
+)
+def test_bigbench_answers_end_and_are_found_as_the_task_says(tmp_path, fields, stop, pattern):
+    (one,) = load(
+        task_json(tmp_path, examples=[{"input": "a", "target": "1"}], **{"metrics": ["exact_str_match"]} | fields)
+    )
+    assert (one.stop, one.pattern) == (stop, pattern)
+
+
+def test_bigbench_metrics_of_texts_have_our_names(tmp_path):
+    named = ["exact_str_match", "case_insensitive_str_match", "numeric_match_with_0_1_relative_error", "rouge", "bleu"]
+    (one,) = load(task_json(tmp_path, examples=[{"input": "a", "target": "1"}], metrics=[*named, "bleurt"]))
+    ours = ("exact_match", "case_insensitive_match", "numeric_match", "rouge_1", "rouge_2", "rouge_lsum", "bleu")
+    assert one.metrics == ours and one.notes == ("colours: bleurt is not measured here",)
+
+
+@pytest.mark.parametrize(("given", "says"), [("(", "is no regular expression"), (5, "must be a text, not 5")])
+def test_a_wrong_bigbench_pattern_is_named(tmp_path, given, says):
+    path = task_json(
+        tmp_path, examples=[{"input": "a", "target": "1"}], metrics=["exact_str_match"], output_regex=given
+    )
+    with pytest.raises(DataError, match=rf"task\.json: field 'output_regex' {says}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
     ("example", "says"),
     [
         ({"input": "a"}, "example 1: has neither 'target' nor 'target_scores'"),

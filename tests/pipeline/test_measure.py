@@ -1,6 +1,7 @@
 """Measuring without a run: benchmarks and rows asked of a causal model, and what is said of rows, once."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from formary.cli.main import app
 from formary.data.tokenizer import train as train_tokenizer
 from formary.errors import FormaryError
 from formary.evaluate import few_shot
-from formary.evaluate.benchmark import Benchmark
+from formary.evaluate.benchmark import Benchmark, TextMetric
 from formary.hub.checkpoint import save
 from formary.infer.loaded import Model
 from formary.infer.stepper import Stepper
@@ -98,6 +99,24 @@ def test_targets_are_written_greedily_and_matched(loaded):
     found = few_shot.measured(loaded, asked, settings=QUICK)
     assert found["answers"][0]["text"] == said and found["metrics"][0]["model"]["value"] == 0.5
     assert found["metrics"][0]["protocol"] == "0 shots, written greedily, equal up to white space, b, 2 rows"
+
+
+def test_the_answer_is_what_the_pattern_finds_in_what_is_written(loaded):
+    said = loaded.generate("1:", max_tokens=6, temperature=0.0).text
+    rows = ({"question": "1:", "targets": [said[:1]]}, {"question": "1:", "targets": ["never said"]})
+    asked = Benchmark("b", rows, "targets", metrics=("exact_match",), max_tokens=6, stop=(), pattern=r"(?s).")
+    found = few_shot.measured(loaded, asked, settings=QUICK)
+    assert [answer["text"] for answer in found["answers"]] == [said[0]] * 2
+    assert found["metrics"][0]["model"]["value"] == 0.5
+    assert "written greedily, first match of (?s)., equal up to white space, b" in found["metrics"][0]["protocol"]
+
+
+def test_every_metric_of_texts_can_be_named(loaded):
+    pytest.importorskip("sacrebleu")
+    rows = tuple({"question": f"{n}:", "targets": ["5"]} for n in range(3))
+    named = get_args(TextMetric)
+    asked = Benchmark("b", rows, "targets", metrics=named, max_tokens=4)
+    assert {one["metric"] for one in few_shot.measured(loaded, asked, settings=QUICK)["metrics"]} == set(named)
 
 
 def test_rouge_and_bleu_are_measured_where_they_are_named(loaded):

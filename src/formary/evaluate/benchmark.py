@@ -24,7 +24,17 @@ from formary.recipe.reading import yaml_in
 from formary.tasks.multiple_choice import SEPARATOR, TEMPLATE, Normalise
 from formary.tasks.questions import question_of
 
-TextMetric = Literal["exact_match", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
+TextMetric = Literal[
+    "exact_match",
+    "case_insensitive_match",
+    "numeric_match",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "rouge_lsum",
+    "bleu",
+    "chrf",
+]
 Metric = Literal["accuracy", TextMetric]
 Row = dict[str, Any]
 
@@ -48,6 +58,7 @@ class Benchmark:
         between: stands between a prompt and its answer.
         separator: stands between solved examples.
         stop: what ends a written answer.
+        pattern: a regular expression whose first match in what is written is the answer; the whole where None.
         notes: what a user should know of the file.
     """
 
@@ -65,6 +76,7 @@ class Benchmark:
     separator: str = SEPARATOR
     max_tokens: int = _MAX_TOKENS
     stop: tuple[str, ...] = ("\n",)
+    pattern: str | None = None
     notes: tuple[str, ...] = ()
 
     def with_shots(self, shots: int | None) -> Benchmark:

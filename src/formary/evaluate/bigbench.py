@@ -7,6 +7,7 @@ order, likelihoods that are not normalised by length. Programmatic tasks, which 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ _CHOICE_METRICS = {
 }
 _TEXT_METRICS = {
     "exact_str_match": ("exact_match",),
+    "case_insensitive_str_match": ("case_insensitive_match",),
+    "numeric_match_with_0_1_relative_error": ("numeric_match",),
     "bleu": ("bleu",),
-    "rouge": ("rouge_1", "rouge_2", "rouge_l"),
+    "rouge": ("rouge_1", "rouge_2", "rouge_lsum"),
 }
 _SEED = 42  # BIG-bench's own, for the order of the choices in a prompt
 
@@ -102,8 +105,27 @@ def _scorings(path: Path, name: str, task: dict[str, Any]) -> Iterator[dict[str,
         yield {**shared, "rows": rows, "scored": "choices", "metrics": ("accuracy",)}
     if by_text:
         rows = tuple(_targets(path, n, e, prompts[n]) for n, e in enumerate(examples))
-        stop = (str(task["stop_string"]),) if task.get("stop_string") else tuple(".?!;\n")  # BIG-bench's output_regex
-        yield {**shared, "rows": rows, "scored": "targets", "metrics": tuple(dict.fromkeys(by_text)), "stop": stop}
+        stop, pattern = _ending(path, task, numbers="numeric_match" in by_text)
+        written = {"scored": "targets", "metrics": tuple(dict.fromkeys(by_text)), "stop": stop, "pattern": pattern}
+        yield {**shared, **written, "rows": rows}
+
+
+def _ending(path: Path, task: dict[str, Any], *, numbers: bool) -> tuple[tuple[str, ...], str | None]:
+    """What ends a written answer, and the pattern of what counts of it; where the task says neither, its first sentence.
+
+    A decimal point is no end of a sentence, so numbers are read up to the end of the line.
+    """
+    stop, pattern = task.get("stop_string"), task.get("output_regex")
+    for name, value in (("stop_string", stop), ("output_regex", pattern)):
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{path}: field '{name}' must be a text, not {value!r:.60}")
+    if stop is None and pattern is None:
+        return (("\n",) if numbers else tuple(".?!;\n")), None
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise DataError(f"{path}: field 'output_regex' is no regular expression ({error}): {pattern!r:.60}") from None
+    return ((stop,) if stop else ()), pattern or None
 
 
 def _distinct(path: Path, examples: Any) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from formary.errors import DataError, FormaryError
 from formary.evaluate import interval, texts
 from formary.evaluate.benchmark import Benchmark, Row
+from formary.evaluate.matches import MATCHES, answer_in
 from formary.infer.loaded import Model
 from formary.recipe.schema import Evaluate
 from formary.tasks.likelihood import split_tokens, writes
@@ -127,19 +128,21 @@ def _texts(
     options["stop"] = _stops(benchmark)
     answers: list[dict[str, Any]] = []
     for start in range(0, len(prompts), _TOGETHER):
-        answers += [{"text": one.text} for one in model.write(prompts[start : start + _TOGETHER], options)]
+        written = model.write(prompts[start : start + _TOGETHER], options)
+        answers += [{"text": answer_in(one.text, benchmark.pattern)} for one in written]
         if progress:
             progress(len(answers), len(prompts))
     frequent = Counter(right_answer(row) for row in benchmark.rows).most_common(1)[0][0]
     by_model = {"model": answers, f"the most frequent answer ({frequent[:40]})": [{"text": frequent}] * len(answers)}
     metrics = []
-    if "exact_match" in benchmark.metrics:
+    for metric in (name for name in benchmark.metrics if name in MATCHES):
+        match, how, share = MATCHES[metric]
         gained = {
-            name: np.array([float(_matches(answer["text"], row)) for answer, row in zip(given, benchmark.rows)])
+            name: np.array([match(answer["text"], row["targets"]) for answer, row in zip(given, benchmark.rows)])
             for name, given in by_model.items()
         }
-        how = "written greedily, equal up to white space"
-        metrics.append(_mean("exact_match", _protocol(benchmark, how), gained, settings, share=True))
+        how = ", ".join(filter(None, ["written greedily", _part(benchmark), how]))
+        metrics.append(_mean(metric, _protocol(benchmark, how), gained, settings, share=share))
     metrics += _text_metrics(benchmark, by_model, settings)
     return answers, metrics, _cut_notes(model, benchmark, cut)
 
@@ -148,12 +151,13 @@ def _text_metrics(
     benchmark: Benchmark, by_model: Mapping[str, Sequence[Mapping[str, Any]]], settings: Evaluate
 ) -> list[dict[str, Any]]:
     """ROUGE, BLEU and chrF where the benchmark names them; of several targets the first is the reference."""
-    named = [metric for metric in benchmark.metrics if metric != "exact_match"]
+    named = [metric for metric in benchmark.metrics if metric not in MATCHES]
     if not named:
         return []
     pairs = [{"source": row["question"], "target": row["targets"][0]} for row in benchmark.rows]
     several = any(len(row["targets"]) > 1 for row in benchmark.rows)
-    where = _protocol(benchmark, "written greedily" + (", against the first target" if several else ""))
+    how = ["written greedily", _part(benchmark), "against the first target" if several else ""]
+    where = _protocol(benchmark, ", ".join(filter(None, how)))
     found = {one["metric"]: one for one in texts.metrics(pairs, by_model, settings=settings, where=where)}
     return [found[name] for name in named]
 
@@ -163,9 +167,9 @@ def _stops(benchmark: Benchmark) -> list[str]:
     return [stop for stop in benchmark.stop if stop and stop not in benchmark.between]
 
 
-def _matches(text: str, row: Row) -> bool:
-    said = " ".join(text.split())
-    return any(said == " ".join(target.split()) for target in row["targets"])
+def _part(benchmark: Benchmark) -> str:
+    """Which part of what is written counts, in a protocol."""
+    return "" if benchmark.pattern is None else f"first match of {benchmark.pattern[:40]}"
 
 
 def _mean(name: str, protocol: str, gained: Mapping[str, Array], settings: Evaluate, *, share: bool) -> dict[str, Any]:
