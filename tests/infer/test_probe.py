@@ -24,7 +24,9 @@ pytestmark = pytest.mark.skipif("int8" not in available(), reason="this machine 
 @pytest.fixture
 def make_model(make_network: Make) -> Callable[..., Model]:
     def make(name: str = "gpt-mini", **switches: object) -> Model:
-        tokenizer = train_tokenizer(["abcdefghijklmnopqrstuvwxyz ABC,.\n"], schema.Tokenizer(kind="characters"), task="causal_lm")
+        tokenizer = train_tokenizer(
+            ["abcdefghijklmnopqrstuvwxyz ABC,.\n"], schema.Tokenizer(kind="characters"), task="causal_lm"
+        )
         network = make_network(name, vocab_size=tokenizer.vocab_size, context=128, **switches).float()
         return Model(network, tokenizer)
 
@@ -37,9 +39,9 @@ def is_rounded(model: Model) -> bool:
 
 def test_float32_is_the_model_itself_and_int8_a_rounded_one(make_model: Callable[..., Model]) -> None:
     model = make_model()
-    same, choice = probe.prepared(model, "float32")
-    assert same is model and choice.precision == "float32"
-    rounded, choice = probe.prepared(model, "int8")
+    same, choice = model.in_precision("float32")
+    assert same.network is model.network and choice.precision == "float32"
+    rounded, choice = model.in_precision("int8")
     assert is_rounded(rounded) and not is_rounded(model) and choice.rise is not None and abs(choice.rise) < 0.05
     assert rounded.generate("abc", max_tokens=5).finish_reason == "length"
 
@@ -49,7 +51,7 @@ def test_auto_keeps_a_model_whose_perplexity_would_rise(
 ) -> None:
     values = iter([10.2, 10.0])
     monkeypatch.setattr(probe, "perplexity", lambda *_: next(values))
-    model, choice = probe.prepared(make_model(), "auto")
+    model, choice = make_model().in_precision("auto")
     assert not is_rounded(model) and choice.precision == "float32" and "2.0%" in choice.reason
 
 
@@ -59,12 +61,12 @@ def test_auto_keeps_a_model_that_would_be_slower_and_takes_one_that_is_faster(
     monkeypatch.setattr(probe, "perplexity", lambda *_: 10.0)
     for speedup, precision in ((0.8, "float32"), (1.7, "int8")):
         monkeypatch.setattr(probe, "_speedup", lambda *_, speedup=speedup: speedup)
-        model, choice = probe.prepared(make_model(), "auto")
+        model, choice = make_model().in_precision("auto")
         assert choice.precision == precision and is_rounded(model) == (precision == "int8")
 
 
 def test_the_speed_of_both_is_measured(make_model: Callable[..., Model]) -> None:
-    choice = probe.prepared(make_model(), "auto")[1]
+    choice = make_model().in_precision("auto")[1]
     assert choice.speedup is not None and 0 < choice.speedup < 100
 
 
@@ -78,17 +80,17 @@ def test_perplexity_is_that_of_the_probabilities(make_network: Make) -> None:
 
 def test_encoders_and_encoder_decoders_can_be_rounded_when_asked(make_model: Callable[..., Model]) -> None:
     for name in ("bert-mini", "seq2seq-mini"):
-        rounded, choice = probe.prepared(make_model(name), "int8")
+        rounded, choice = make_model(name).in_precision("int8")
         assert is_rounded(rounded) and choice.precision == "int8"
-    assert probe.prepared(make_model("bert-mini"), "auto")[1].precision == "float32"
-    masked = probe.prepared(make_model("bert-mini"), "int8")[0]
+    assert make_model("bert-mini").in_precision("auto")[1].precision == "float32"
+    masked = make_model("bert-mini").in_precision("int8")[0]
     if masked.tokenizer.mask_id is not None:
         assert len(masked.fill("ab[MASK]c")[0]) == 5
 
 
 def test_an_unknown_precision_is_refused_by_name(make_model: Callable[..., Model]) -> None:
     with pytest.raises(RequestError, match="'int4' is not known; choose one of auto, float32, int8"):
-        probe.prepared(make_model(), "int4")
+        make_model().in_precision("int4")
 
 
 def test_the_sample_text_is_in_the_package() -> None:

@@ -113,9 +113,7 @@ def _check_precision(precision: str) -> None:
 
 
 def _prepared(model: Any, precision: str) -> Any:
-    from formary.infer.probe import prepared
-
-    changed, choice = prepared(model, precision)
+    changed, choice = model.in_precision(precision)
     _say(f"precision:  {choice.precision}, as {choice.reason}" if precision == "auto" else f"precision:  {precision}")
     return changed
 

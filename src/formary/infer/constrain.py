@@ -22,7 +22,7 @@ from formary.errors import MissingExtra, RequestError
 from formary.infer import json_schema as schemas
 
 if TYPE_CHECKING:
-    from formary.infer.request import Constraint
+    from formary.infer.sampling import Constraint
 
 _LONGEST_REGEX = 4_096
 _MOST_CHOICES = 1_000

@@ -19,7 +19,6 @@ from formary.infer.prefix import BLOCK, PrefixCache
 from formary.infer.reading import Reading, common, runs
 from formary.infer.request import (
     NO_TOKEN,
-    Constraint,
     EngineStatistics,
     Event,
     Finish,
@@ -28,7 +27,7 @@ from formary.infer.request import (
     TextDecoder,
     beginning,
 )
-from formary.infer.sampling import History, Table
+from formary.infer.sampling import Constraint, History, Table
 from formary.infer.speculate import Draft, Guesser, Speculator
 from formary.infer.stepper import Stepper
 from formary.infer.stopping import StopStrings

@@ -6,6 +6,7 @@ The loop over tokens is the engine's; reading files is `hub`'s.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ from formary.infer.beam import Hypothesis, beam_search
 from formary.infer.engine import Engine, Event, Finish, Request
 from formary.infer.kernels import Int8Head
 from formary.infer.precision import autocast
+from formary.infer.probe import Choice, prepared
 from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
@@ -328,6 +330,14 @@ class Model:
             )
         return kind.of_model(self.config, self.tokenizer, self.formary.get("settings", {}))
 
+    def in_precision(self, precision: str) -> tuple[Model, Choice]:
+        """This model in "float32", "int8", or ("auto") what measures best here, and why; see `probe.prepared`."""
+        network, choice = prepared(self.network, self.tokenizer, precision)
+        changed = copy.copy(self)
+        changed.network = network
+        changed.__dict__.pop("task", None)
+        return changed, choice
+
     def write(self, prompts: Sequence[tuple[int, ...]], options: Mapping[str, Any], *, n: int = 1) -> list[Generation]:
         """`generate` for prompts that are tokens already, exactly as the network reads them."""
         requests = []
@@ -527,11 +537,7 @@ def load(path: str | Path, *, precision: str = "float32") -> Model:
         family=loaded.family,
         formary=loaded.formary,
     )
-    if precision == "float32":
-        return model
-    from formary.infer.probe import prepared
-
-    return prepared(model, precision)[0]
+    return model.in_precision(precision)[0]
 
 
 def settings_from(generation_config: Mapping[str, Any]) -> dict[str, Any]:

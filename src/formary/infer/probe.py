@@ -6,24 +6,21 @@ the model stays as it is. `kernels` does the rounding; this decides.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError
 from formary.infer.kernels import available, quantised
 from formary.infer.stepper import Stepper, evaluating
+from formary.model.config import ModelConfig
 from formary.model.topologies import Encoder, EncoderDecoder, Network
-
-if TYPE_CHECKING:
-    from formary.infer.loaded import Model
 
 PRECISIONS = ("auto", "float32", "int8")
 MOST_RISE = 0.01
@@ -51,42 +48,38 @@ class Choice:
     rise: float | None = None
 
 
-def prepared(model: Model, precision: str = "auto") -> tuple[Model, Choice]:
-    """The model in the precision asked for, or for "auto" in the one that measures best here.
+def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") -> tuple[Network, Choice]:
+    """A network in the precision asked for, or for "auto" in the one that measures best here.
 
-    The weights of the model that was given are not changed; embeddings and norms are shared.
+    The weights of the network that was given are not changed; embeddings and norms are shared.
 
     Raises:
         RequestError: another precision, or "int8" where it cannot be had.
     """
     if precision not in PRECISIONS:
         raise RequestError(f"precision: {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
-    network = model.network
     if precision == "float32":
-        return model, Choice("float32", "asked for")
+        return network, Choice("float32", "asked for")
     if precision == "auto":
         parameter = next(network.parameters())
         if isinstance(network, Encoder):
-            return model, Choice("float32", "it reads and does not write")
+            return network, Choice("float32", "it reads and does not write")
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or "int8" not in available():
-            return model, Choice("float32", "there is no eight-bit product for it here")
-    first, second = _sample(model)
-    source = first[:, : model.config.encoder.context] if model.config.encoder is not None else None
+            return network, Choice("float32", "there is no eight-bit product for it here")
+    first, second = _sample(tokenizer, network.config)
+    source = first[:, : network.config.encoder.context] if network.config.encoder is not None else None
     rounded = quantised(network, first, source=source)
-    changed = copy.copy(model)
-    changed.network = rounded
-    changed.__dict__.pop("task", None)
     if isinstance(network, Encoder):
-        return changed, Choice("int8", "asked for")
+        return rounded, Choice("int8", "asked for")
     rise = perplexity(rounded, second, source) / perplexity(network, second, source) - 1
     if precision == "int8":
-        return changed, Choice("int8", "asked for", rise=rise)
+        return rounded, Choice("int8", "asked for", rise=rise)
     if not rise <= MOST_RISE:  # also when it is not a number
-        return model, Choice("float32", f"in int8 the perplexity of a text rises by {rise:.1%}", rise=rise)
+        return network, Choice("float32", f"in int8 the perplexity of a text rises by {rise:.1%}", rise=rise)
     speedup = _speedup(network, rounded)
     if speedup <= 1:
-        return model, Choice("float32", "it is so small that int8 is slower", speedup, rise)
-    return changed, Choice("int8", f"{speedup:.1f} times as fast, perplexity {rise:+.1%}", speedup, rise)
+        return network, Choice("float32", "it is so small that int8 is slower", speedup, rise)
+    return rounded, Choice("int8", f"{speedup:.1f} times as fast, perplexity {rise:+.1%}", speedup, rise)
 
 
 @torch.inference_mode()
@@ -106,18 +99,18 @@ def perplexity(network: Network, tokens: Tensor, source: Tensor | None = None) -
     return math.exp(min(sum(losses) / (tokens.shape[1] - 1), 700.0))
 
 
-def _sample(model: Model) -> tuple[Tensor, Tensor]:
+def _sample(tokenizer: Tokenizer, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Tokens of a real text that calibrate and tokens that judge, each (1, seq).
 
     A vocabulary that cannot spell the text gives its own tokens in a scattered order.
     """
     text = resources.files("formary.infer").joinpath("sample.txt").read_text(encoding="utf-8")
-    tokens = model.tokenizer.encode(text)
-    unknown = model.tokenizer.unk_id
+    tokens = tokenizer.encode(text)
+    unknown = tokenizer.unk_id
     if len(tokens) < 64 or (unknown is not None and tokens.count(unknown) > len(tokens) // 2):
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(model.config.vocab_size, (_CALIBRATION + _JUDGING,), generator=generator).tolist()
-    context = model.config.context
+        tokens = torch.randint(config.vocab_size, (_CALIBRATION + _JUDGING,), generator=generator).tolist()
+    context = config.context
     half = min(_CALIBRATION, len(tokens) // 2)
     calibrating, judging = tokens[: min(half, context)], tokens[half : half + min(_JUDGING, context)]
     return torch.tensor([calibrating]), torch.tensor([judging])

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from torch import Tensor
-
 from formary.errors import RequestError
-from formary.infer.sampling import SamplingSettings
+from formary.infer.sampling import Constraint, SamplingSettings
 from formary.model.config import ModelConfig
 
 Finish = Literal["stop", "length"]
@@ -31,28 +29,6 @@ class TextDecoder(Protocol):
 
     def flush(self) -> str:
         """What is left at the end."""
-        ...
-
-
-class Constraint(Protocol):
-    """What one answer may say next; it follows the answer token by token."""
-
-    def allowed(self) -> Tensor:
-        """True where the next token may be: bool (vocab_size,)."""
-        ...
-
-    def accept(self, token: int, /) -> None:
-        """Follow the token that was chosen."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing may follow."""
-        ...
-
-    @property
-    def complete(self) -> bool:
-        """Whether the answer may end here; one that is finished and not complete was cut off."""
         ...
 
 

@@ -10,18 +10,37 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from formary.errors import RequestError
 
-if TYPE_CHECKING:
-    from formary.infer.request import Constraint
-
 # Nucleus sampling looks at this many of the likeliest tokens, then more; only a flat distribution is sorted whole.
 _NUCLEUS = (64, 1024)
+
+
+class Constraint(Protocol):
+    """What one answer may say next; it follows the answer token by token."""
+
+    def allowed(self) -> Tensor:
+        """True where the next token may be: bool (vocab_size,)."""
+        ...
+
+    def accept(self, token: int, /) -> None:
+        """Follow the token that was chosen."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here; one that is finished and not complete was cut off."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from formary.infer.request import Constraint, Event, Finish, Request, TextDecoder, Top
-from formary.infer.sampling import History, Table, sample, uniform
+from formary.infer.request import Event, Finish, Request, TextDecoder, Top
+from formary.infer.sampling import Constraint, History, Table, sample, uniform
 from formary.infer.speculate import Guesser
 from formary.infer.stopping import StopStrings
 
