@@ -10,18 +10,20 @@ from typer.testing import CliRunner
 import formary
 from formary.cli.main import app
 from formary.data.tokenizer import train as train_tokenizer
-from formary.errors import FormaryError
+from formary.errors import DataError, FormaryError
 from formary.evaluate import few_shot
 from formary.evaluate.benchmark import Benchmark, TextMetric
 from formary.hub.checkpoint import save
 from formary.infer.loaded import Model
 from formary.infer.stepper import Stepper
 from formary.model.topologies import build
-from formary.pipeline.measure import measure, measure_rows
+from formary.pipeline.measure import measure, measure_rows, rows_for
 from formary.recipe.presets import preset
 from formary.recipe.reading import parse
 from formary.recipe.schema import Evaluate
+from formary.tasks.chat import Chat
 from formary.tasks.classify import Classify
+from formary.tasks.registry import LABELLED
 
 QUESTIONS = [{"question": f"q{n}", "choices": ["ab", "ba", "long"][: 2 + n % 2], "answer": n % 2} for n in range(12)]
 QUICK = Evaluate(bootstrap=100)
@@ -167,6 +169,14 @@ def test_what_cannot_be_asked_is_refused(model, tmp_path, monkeypatch, data, opt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FormaryError, match=says):
         measure(str(model), data, **options)
+
+
+def test_questions_of_a_conversation_may_stand_under_other_names_than_messages(tmp_path):
+    kind, asked = LABELLED["chat"], [{"instruction": "Hi", "output": "Ho"}, {"prompt": "Hi"}]
+    rows = rows_for(kind, rows_file(tmp_path, asked), columns={}, answers=False)
+    assert rows == asked and [Chat.pair(None, row)["source"] for row in rows] == ["Hi", "Hi"]
+    with pytest.raises(DataError, match="column 'tokens' is missing"):
+        rows_for(LABELLED["tag"], rows_file(tmp_path, asked), columns={}, answers=False)
 
 
 def test_notes_tell_of_each_row_once(tmp_path):

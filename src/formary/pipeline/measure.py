@@ -191,7 +191,8 @@ def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answ
         if answers or Path(given).suffix in (".jsonl", ".csv", ".tsv", ".parquet", ".json", ".txt"):
             raise FormaryError(f"{given}: there is no such file of rows")
         return [{task.asks[0]: given}]
-    needed = task.form.columns if answers else task.asks
+    # What rows of several forms need, such as conversations, the task sees when it reads them.
+    needed = task.form.columns if answers else tuple(name for name in task.asks if name in task.form.columns)
     return [row.values for row in read([given], columns=columns, documents="line", required=needed)]
 
 
