@@ -231,7 +231,10 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(endless):
         os.write(terminal, b"/undo\n")
         until("error: /undo: there is nothing to take back")  # in a terminal the conversation goes on
         until("> ")
-        os.write(terminal, b"\x03")
+        while "Ctrl-D or /quit leaves" not in shown:  # CPython misses one that comes right after the prompt is shown
+            os.write(terminal, b"\x03")
+            if select.select([terminal], [], [], 2)[0]:
+                shown += os.read(terminal, 4096).decode(errors="replace")
         until("Ctrl-D or /quit leaves")
         until("> ")
         os.write(terminal, b"the cat\n")
