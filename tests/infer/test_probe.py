@@ -88,6 +88,17 @@ def test_encoders_and_encoder_decoders_can_be_rounded_when_asked(make_model: Cal
         assert len(masked.fill("ab[MASK]c")[0]) == 5
 
 
+def test_a_decoder_that_answers_with_labels_stays_as_it_is_and_can_be_rounded(make_model: Callable[..., Model]) -> None:
+    model = make_model(head="tag", labels=("a", "b"))
+    kept, choice = model.in_precision("auto")
+    assert not is_rounded(kept) and choice.reason == "it reads and does not write"
+    rounded, _ = model.in_precision("int8")
+    given = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        exact, found = (each.network.head(each.network(given)) for each in (model, rounded))
+    assert is_rounded(rounded) and (found - exact).norm() < 0.1 * exact.norm()
+
+
 def test_an_unknown_precision_is_refused_by_name(make_model: Callable[..., Model]) -> None:
     with pytest.raises(RequestError, match="'int4' is not known; choose one of auto, float32, int8"):
         make_model().in_precision("int4")

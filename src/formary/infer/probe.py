@@ -20,7 +20,7 @@ from formary.errors import RequestError
 from formary.infer.kernels import available, quantised
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
-from formary.model.topologies import Encoder, EncoderDecoder, Network
+from formary.model.topologies import Decoder, EncoderDecoder, Network
 
 PRECISIONS = ("auto", "float32", "int8")
 MOST_RISE = 0.01
@@ -60,16 +60,17 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
         raise RequestError(f"precision: {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if precision == "float32":
         return network, Choice("float32", "asked for")
+    writes = isinstance(network, Decoder | EncoderDecoder) and not network.config.labelled
     if precision == "auto":
         parameter = next(network.parameters())
-        if isinstance(network, Encoder):
+        if not writes:
             return network, Choice("float32", "it reads and does not write")
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or "int8" not in available():
             return network, Choice("float32", "there is no eight-bit product for it here")
     first, second = _sample(tokenizer, network.config)
     source = first[:, : network.config.encoder.context] if network.config.encoder is not None else None
     rounded = quantised(network, first, source=source)
-    if isinstance(network, Encoder):
+    if not writes:
         return rounded, Choice("int8", "asked for")
     rise = perplexity(rounded, second, source) / perplexity(network, second, source) - 1
     if precision == "int8":
