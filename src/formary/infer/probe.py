@@ -25,6 +25,7 @@ from formary.model.topologies import Decoder, EncoderDecoder, Network
 PRECISIONS = ("auto", "float32", "int8")
 MOST_RISE = 0.01
 """The rise of perplexity, as a share, up to which eight bits are taken without being asked for."""
+LEAST_SPEEDUP = 1.1
 
 _CALIBRATION = 384  # tokens that choose how a layer is rounded
 _JUDGING = 512  # tokens whose perplexity is compared
@@ -78,8 +79,10 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
     if not rise <= MOST_RISE:  # also when it is not a number
         return network, Choice("float32", f"in int8 the perplexity of a text rises by {rise:.1%}", rise=rise)
     speedup = _speedup(network, rounded)
-    if speedup <= 1:
-        return network, Choice("float32", "it is so small that int8 is slower", speedup, rise)
+    if speedup < LEAST_SPEEDUP:
+        return network, Choice(
+            "float32", f"it is so small that int8 is only {speedup:.1f} times as fast", speedup, rise
+        )
     return rounded, Choice("int8", f"{speedup:.1f} times as fast, perplexity {rise:+.1%}", speedup, rise)
 
 
