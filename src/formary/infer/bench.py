@@ -30,7 +30,6 @@ from formary.tasks.reading import Reader, padded
 _TEXT = "the meeting of our small reading group moves to Thursday because Anna cannot come before seven o'clock"
 _LONGEST_TEXT = 256  # words
 _BATCH_TOKENS = 4096  # of a group of texts with its padding
-_SAMPLE_TEXTS, _SAMPLE_TOKENS = 40, 512  # by which the 8 bits are chosen
 _READ_BYTES = 2**28  # far more than a processor's caches hold
 
 
@@ -117,12 +116,7 @@ def networks_of(model: Model) -> dict[str, Network]:
     if encoder and fast_precision("cpu") == "bfloat16":
         found["bfloat16"] = network
     if "int8" in kernels.available():
-        text = " ".join(mixed_texts(_SAMPLE_TEXTS))
-        tokens = torch.tensor([model.tokenizer.encode(text)[: min(_SAMPLE_TOKENS, model.config.context)]])
-        if model.config.encoder is None:
-            found["int8"] = kernels.quantised(network, tokens)
-        else:
-            found["int8"] = kernels.quantised(network, tokens, source=tokens[:, : model.config.encoder.context])
+        found["int8"] = model.in_precision("int8")[0].network
     return found
 
 

@@ -61,12 +61,11 @@ class KVCache:
         self._memory_keys = [zeros(memory_shape, dtype, device) for _ in range(layers)]
         self._memory_values = [zeros(memory_shape, dtype, device) for _ in range(layers)]
         self._device = device
-        self._heads = torch.arange(config.kv_head_count, device=device)[None, :, None]
+        self._heads = torch.arange(config.kv_head_count, device=device)[:, None]
         # Of the forward pass in progress:
         self._start = self._stop = self._end = 0
         self._counts: list[int] = []  # new tokens of each row
-        self._at: int | None = None  # where all rows write, when their lengths are equal
-        self._index: tuple[Tensor, Tensor, Tensor] | None = None  # where each row writes, when they are not
+        self._places = torch.empty(0, dtype=torch.long, device=device)  # where it writes, see `store`
         self._new_memory = False
         self._memory_end = 0
 
@@ -87,53 +86,36 @@ class KVCache:
         lengths = self.lengths[self._start : self._stop]
         seq = max(counts)
         self._begin_memory(new_memory)
-        offsets = torch.arange(seq, device=self._device)
-        if max(lengths) == 0 and not self.always_rounds:
-            self._at, self._index, self._end = 0, None, seq
-            positions = offsets[None]
-            return positions, causal_mask(positions, seq) if self._always_mask else None, self._memory_mask()
+        fresh, equal = max(lengths) == 0, min(lengths) == max(lengths)
+        new = torch.tensor(lengths[:1] if equal else lengths, device=self._device)[:, None]
+        new = new + torch.arange(seq, device=self._device)  # (rows or 1, seq)
+        rows = (
+            torch.arange(self._start, self._stop, device=self._device)[:, None, None] * len(self._heads) + self._heads
+        )
+        self._places = (rows * self._capacity + new.clamp(max=self._capacity - 1)[:, None, :]).flatten()
         self._end = rounded(max(length + count for length, count in zip(lengths, counts)))
-        if min(lengths) == max(lengths):
-            self._at, self._index = lengths[0], None
-            positions = (offsets + lengths[0])[None]
-            return positions, causal_mask(positions, self._end), self._memory_mask()
-        self._at = None
-        places = torch.tensor(lengths, device=self._device)[:, None] + offsets
-        rows = torch.arange(self._start, self._stop, device=self._device)[:, None, None]
-        self._index = (rows, self._heads, places.clamp(max=self._capacity - 1)[:, None, :])
-        return places.clamp(max=self.context - 1), causal_mask(places, self._end), self._memory_mask()
+        if fresh and not self.always_rounds:
+            self._end = seq
+            return new, causal_mask(new, seq) if self._always_mask else None, self._memory_mask()
+        return new.clamp(max=self.context - 1), causal_mask(new, self._end), self._memory_mask()
 
     @property
     def extent(self) -> tuple[int, int, int]:
         """Of the pass in progress: its first row, the row after its last, and how many keys attention reads."""
         return self._start, self._stop, self._end
 
-    def places(self) -> Tensor:
-        """Where this pass writes, as rows of a layer's tensor seen as (slots x kv_heads x capacity, head_width)."""
-        heads = len(self._heads[0])
-        rows = torch.arange(self._start, self._stop, device=self._device)[:, None, None] * heads + self._heads
-        if self._index is None:
-            assert self._at is not None
-            new = torch.arange(self._at, self._at + max(self._counts), device=self._device)
-        else:
-            new = self._index[2]
-        return (rows * self._capacity + new).flatten()
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep new keys and values (rows, kv_heads, seq, head_width) of this pass."""
+        for held, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            held.view(-1, held.shape[-1]).index_copy_(0, self._places, new.reshape(-1, held.shape[-1]))
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (rows, kv_heads, seq, head_width); return all there are, up to the longest row."""
-        all_keys, all_values = self.keys[layer], self.values[layer]
+        """`store` new keys and values; return all there are, up to the longest row."""
+        self.store(layer, keys, values)
+        if self._end == keys.shape[2]:  # they are all there are
+            return keys, values
         rows = slice(self._start, self._stop)
-        if self._at is not None:
-            new = slice(self._at, self._at + keys.shape[2])
-            all_keys[rows, :, new] = keys
-            all_values[rows, :, new] = values
-            if self._end == keys.shape[2]:
-                return keys, values
-        else:
-            assert self._index is not None
-            all_keys[self._index] = keys
-            all_values[self._index] = values
-        return all_keys[rows, :, : self._end], all_values[rows, :, : self._end]
+        return self.keys[layer][rows, :, : self._end], self.values[layer][rows, :, : self._end]
 
     def memory(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """The projected encoder memory of the rows in this pass, or None when this pass is to store it."""

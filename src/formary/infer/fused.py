@@ -9,6 +9,7 @@ do not depend on what is read beside it.
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ _QUERIES = 4
 _PIECE = 128  # positions of a long text that ask together, so that no product reads keys that none of them may see
 
 
-def fits(network: Network) -> bool:
+def fits(network: Network) -> TypeGuard[Decoder]:
     """Whether `FusedDecoder` can take the place of a network's forward pass."""
     return (
         isinstance(network, Decoder)
@@ -46,10 +47,6 @@ class FusedDecoder:
         scale = config.attention_scale
         self.scale = self.head_width**-0.5 if scale is None else scale
         self.blocks = [_FusedBlock(block) for block in network.transformer.blocks if isinstance(block, Block)]
-        self._stored = [
-            (keys.view(-1, self.head_width), values.view(-1, self.head_width))
-            for keys, values in zip(cache.keys, cache.values)
-        ]
         self._seen: tuple[tuple[int, int, int], list[tuple[Tensor, Tensor]]] = ((0, 0, 0), [])
 
     def __call__(self, tokens: Tensor, *, positions: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
@@ -60,9 +57,8 @@ class FusedDecoder:
         hidden = network.embedder(tokens, positions=positions).view(rows * seq, -1)
         pieces = self._pieces(mask, rows, seq)
         queries = hidden.new_zeros(rows * self.kv_heads, _QUERIES, self.head_width)
-        places = cache.places()  # (rows x kv_heads x seq,)
         rotation = self._rotation(positions)
-        for block, stored, (keys, values) in zip(self.blocks, self._stored, self._views()):
+        for layer, (block, (keys, values)) in enumerate(zip(self.blocks, self._views())):
             projected = block.projected(hidden)
             qkv = projected.view(rows, seq, turned + self.kv_heads, self.head_width)
             if block.query_norm is not None and block.key_norm is not None:
@@ -73,8 +69,7 @@ class FusedDecoder:
                 swapped = turning.flip(3)
                 turning.mul_(rotation[0]).addcmul_(swapped, rotation[1])
             by_head = qkv.transpose(1, 2)
-            stored[0].index_copy_(0, places, by_head[:, heads:turned].reshape(-1, self.head_width))
-            stored[1].index_copy_(0, places, by_head[:, turned:].reshape(-1, self.head_width))
+            cache.store(layer, by_head[:, heads:turned], by_head[:, turned:])
             attended = [
                 self._attended(by_head[:, :heads, start:stop], keys[:, :, :end], values[:, :end], bias, queries)
                 for start, stop, end, bias in pieces

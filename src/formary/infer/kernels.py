@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from formary.errors import RequestError
 from formary.model.heads import LanguageHead
-from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
+from formary.model.topologies import EncoderDecoder, Network
 
 KERNELS = ("float32", "int8")
 """What a network's products can be computed in, slowest first."""
@@ -28,8 +26,6 @@ _JUDGING = 128  # positions of the sample that decide whether a layer needs a se
 _COARSE = 3e-4  # mean squared error of a position, relative to its size, from which it does
 _JUDGED = 256  # outputs by which that is judged
 _FLOOR = 1e-5
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @cache
@@ -121,25 +117,15 @@ class Int8Linear(nn.Module):
         return out.view(*vectors.shape[:-1], self.out_features)
 
 
-class Int8Head(nn.Module):
-    """A language head whose output matrix is in 8 bits."""
+class Int8Head(LanguageHead):
+    """A language head whose output matrix is in 8 bits; `weight` stays what it was, as the embedding may be the same."""
 
     def __init__(self, head: LanguageHead) -> None:
-        super().__init__()
-        self.head = head
+        nn.Module.__init__(self)
+        self.__dict__.update(head.__dict__)  # it takes the place of that head
         self.output = Int8Linear(head.weight, head.bias, fine=True)  # one position a row: the second digit is free
 
-    @property
-    def weight(self) -> Tensor:
-        """The matrix as it was, (vocab_size, width)."""
-        return self.head.weight
-
-    def prepare(self, hidden: Tensor) -> Tensor:
-        """What is multiplied with the output matrix."""
-        return self.head.prepare(hidden)
-
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocab_size)."""
         logits: Tensor = self.output(self.prepare(hidden))
         return logits
 
@@ -167,14 +153,14 @@ def quantised(network: Network, sample: Tensor, *, source: Tensor | None = None)
         )
     inputs = _inputs(network, sample, source)
     shared = {id(p): p for p in network.parameters()} | {id(b): b for b in network.buffers()}
-    copied = copy.deepcopy(network, dict(shared))
+    copied = copy.deepcopy(network, shared)
     for name, module in list(copied.named_modules()):
         for place, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 fine = _needs_two(child.weight, inputs.get(f"{name}.{place}" if name else place))
                 setattr(module, place, Int8Linear(child.weight, child.bias, fine=fine))
-    if isinstance(copied, Decoder | Encoder | EncoderDecoder) and isinstance(copied.head, LanguageHead):
-        copied.head = Int8Head(copied.head)  # type: ignore[assignment]
+    if isinstance(copied.head, LanguageHead):
+        copied.head = Int8Head(copied.head)
     return copied.eval()
 
 
@@ -224,14 +210,6 @@ def weight_bytes(network: Network) -> int:
             total += module.weight.numel() * module.weight.element_size()
         elif isinstance(module, Int8Linear):
             total += module.out_features * module.in_features
-        elif isinstance(module, LanguageHead):
+        elif isinstance(module, LanguageHead) and not isinstance(module, Int8Head):  # whose Int8Linear is counted
             total += module.weight.numel() * module.weight.element_size()
-        elif isinstance(module, Int8Head):
-            total -= module.weight.numel() * module.weight.element_size()  # its LanguageHead is counted, not read
     return total
-
-
-def chunks(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Pieces of at most `size` tokens."""
-    for start in range(0, len(tokens), size):
-        yield tokens[start : start + size]

@@ -21,7 +21,6 @@ from formary.errors import RequestError, nearest
 from formary.infer import constrain
 from formary.infer.beam import Hypothesis, beam_search
 from formary.infer.engine import Engine, Event, Finish, Request
-from formary.infer.kernels import Int8Head
 from formary.infer.precision import autocast
 from formary.infer.probe import Choice, prepared
 from formary.infer.sampling import SETTINGS, SamplingSettings
@@ -263,7 +262,7 @@ class Model:
             RequestError: no mask in the text, too long a text, or a model without a masked head.
         """
         network, mask_id = self.network, self.tokenizer.mask_id
-        if not isinstance(network, Encoder) or not isinstance(network.head, LanguageHead | Int8Head) or mask_id is None:
+        if not isinstance(network, Encoder) or not isinstance(network.head, LanguageHead) or mask_id is None:
             raise RequestError("fill: needs an encoder trained with masks, such as BERT; use generate for this model")
         name = self._name_of(mask_id)
         tokens = list(self.tokenizer.backend.encode(text.replace(_MASK, name)).ids)

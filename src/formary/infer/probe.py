@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from importlib import resources
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError
 from formary.infer.kernels import available, quantised
-from formary.infer.stepper import Stepper, evaluating
+from formary.infer.stepper import Stepper, writes
 from formary.model.config import ModelConfig
-from formary.model.topologies import Decoder, EncoderDecoder, Network
+from formary.model.topologies import EncoderDecoder, Network
 
 PRECISIONS = ("auto", "float32", "int8")
 MOST_RISE = 0.01
@@ -61,17 +60,16 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
         raise RequestError(f"precision: {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if precision == "float32":
         return network, Choice("float32", "asked for")
-    writes = isinstance(network, Decoder | EncoderDecoder) and not network.config.labelled
     if precision == "auto":
         parameter = next(network.parameters())
-        if not writes:
+        if not writes(network):
             return network, Choice("float32", "it reads and does not write")
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or "int8" not in available():
             return network, Choice("float32", "there is no eight-bit product for it here")
     first, second = _sample(tokenizer, network.config)
     source = first[:, : network.config.encoder.context] if network.config.encoder is not None else None
     rounded = quantised(network, first, source=source)
-    if not writes:
+    if not writes(network):
         return rounded, Choice("int8", "asked for")
     rise = perplexity(rounded, second, source) / perplexity(network, second, source) - 1
     if precision == "int8":
@@ -86,21 +84,11 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
     return rounded, Choice("int8", f"{speedup:.1f} times as fast, perplexity {rise:+.1%}", speedup, rise)
 
 
-@torch.inference_mode()
 def perplexity(network: Network, tokens: Tensor, source: Tensor | None = None) -> float:
     """exp of the mean loss of each token (1, seq) but the first, given those before it."""
-    with evaluating(network):
-        if isinstance(network, EncoderDecoder):
-            assert source is not None
-            hidden = network.decode(tokens[:, :-1], network.encode(source))[0]
-        else:
-            hidden = network(tokens[:, :-1])[0]
-        assert network.head is not None
-        losses = [
-            F.cross_entropy(network.head(piece).float(), targets, reduction="sum").item()
-            for piece, targets in zip(torch.split(hidden, 128), torch.split(tokens[0, 1:], 128))
-        ]
-    return math.exp(min(sum(losses) / (tokens.shape[1] - 1), 700.0))
+    read = None if source is None else source[0].tolist()
+    logprobs = Stepper(network, slots=1, context=1).token_logprobs(tokens[0].tolist(), read)
+    return math.exp(min(-sum(logprobs) / len(logprobs), 700.0))
 
 
 def _sample(tokenizer: Tokenizer, config: ModelConfig) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from formary.errors import RequestError
 from formary.infer.cache import KVCache
 from formary.infer.fused import FusedDecoder, fits
-from formary.infer.kernels import Int8Head
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 
@@ -34,7 +33,7 @@ class Stepper:
                 "this model is an encoder (such as BERT) and does not write text; "
                 "Model.fill completes its masked words, or load a decoder or encoder-decoder"
             )
-        if not isinstance(network.head, LanguageHead | Int8Head):
+        if not isinstance(network.head, LanguageHead):
             raise RequestError(
                 f"this model's head scores labels ({network.config.head}) and does not write text; use predict"
             )
@@ -54,7 +53,7 @@ class Stepper:
             device=weight.device,
         )
         self.device = weight.device
-        self._fused = FusedDecoder(network, self.cache) if isinstance(network, Decoder) and fits(network) else None
+        self._fused = FusedDecoder(network, self.cache) if fits(network) else None
         self.cache.always_rounds = self._fused is not None
 
     @torch.inference_mode()
@@ -159,6 +158,11 @@ class Stepper:
                 )
             forward = network if self._fused is None else self._fused
             return forward(tokens, positions=positions, mask=mask, cache=cache)
+
+
+def writes(network: Network) -> bool:
+    """Whether a network writes text, so that it can be stepped."""
+    return not isinstance(network, Encoder) and isinstance(network.head, LanguageHead)
 
 
 @contextmanager

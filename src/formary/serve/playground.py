@@ -20,12 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from formary.errors import FormaryError, MissingExtra, RequestError
-from formary.infer.kernels import Int8Head
 from formary.infer.loaded import Model
 from formary.infer.sampling import History, SamplingSettings, Table, process
-from formary.infer.stepper import Stepper
+from formary.infer.stepper import Stepper, writes
 from formary.model.heads import LanguageHead
-from formary.model.topologies import Encoder, EncoderDecoder
+from formary.model.topologies import EncoderDecoder
 from formary.serve.errors import ApiError
 from formary.serve.examples import EXAMPLES
 from formary.serve.http import body_of
@@ -229,14 +228,13 @@ def tabs(model: Model) -> list[str]:
         tab = _TABS.get(model.task.answers)
     except FormaryError:
         tab = None
-    writes = isinstance(model.network.head, LanguageHead | Int8Head) and not isinstance(model.network, Encoder)
     if isinstance(model.network, EncoderDecoder):
         return ["translate" if tab == "translate" else "rewrite"]
     if tab is not None and not (tab == "translate" and model.chat_template):
         found.append(tab)
-    if writes:
+    if writes(model.network):
         found += ["chat", "complete"] if model.chat_template else ["complete"]
-    elif tab is None and isinstance(model.network.head, LanguageHead | Int8Head):
+    elif tab is None and isinstance(model.network.head, LanguageHead):
         found.append("fill")
     return found
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from formary.errors import FormaryError, RequestError
 from formary.infer.engine import Engine
-from formary.infer.kernels import Int8Head
 from formary.infer.loaded import Model, load
+from formary.infer.stepper import writes
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Encoder
 from formary.serve.errors import ApiError
@@ -71,7 +71,7 @@ class Served:
     def abilities(self) -> tuple[Ability, ...]:
         """Which routes it can answer."""
         found: list[Ability] = []
-        if writes(self.model):
+        if writes(self.model.network):
             found.append("completions")
             if self.model.chat_template is not None:
                 found.append("chat")
@@ -94,7 +94,7 @@ class Served:
     @property
     def fills(self) -> bool:
         """Whether it completes masked words."""
-        return isinstance(self.model.network, Encoder) and isinstance(self.model.network.head, LanguageHead | Int8Head)
+        return isinstance(self.model.network, Encoder) and isinstance(self.model.network.head, LanguageHead)
 
     def must(self, ability: Ability) -> None:
         """Refuse what it cannot do.
@@ -139,7 +139,7 @@ class Service:
         """Serve a model under a name; its worker starts."""
         settings = self.settings
         make: Callable[[], Engine] | None = None
-        if writes(model):
+        if writes(model.network):
             make = partial(
                 Engine,
                 model.network,
@@ -194,11 +194,6 @@ class Service:
             raise ApiError(503, "the models are still being loaded", code="loading", retry_after=2)
         if self.state == "draining":
             raise ApiError(503, "the server is shutting down", code="draining", retry_after=5)
-
-
-def writes(model: Model) -> bool:
-    """Whether a model writes text."""
-    return isinstance(model.network.head, LanguageHead | Int8Head) and not isinstance(model.network, Encoder)
 
 
 def names_of(models: Sequence[str]) -> dict[str, str]:
