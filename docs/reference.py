@@ -88,10 +88,10 @@ def _table(dotted: str) -> str:
 
     section: type[Section] = Recipe
     for name in dotted.split(".") if dotted != "recipe" else []:
-        section = section.model_fields[name].annotation  # type: ignore[assignment]
+        section = _sections(section.model_fields[name].annotation)[0]
     rows = ["| field | default | what it is |", "|---|---|---|"]
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if _sections(field.annotation):
             continue
         default = "*needed*" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
         about = (field.description or "").replace("<", "&lt;")
@@ -100,6 +100,15 @@ def _table(dotted: str) -> str:
             about = f"{listed}; {about}" if about else listed
         rows.append(f"| `{name}` | {default} | {about} |")
     return "\n".join(rows) + "\n"
+
+
+def _sections(annotation: Any) -> list[Any]:
+    """The sections that a field may hold: one, also where it may be left out (`Privacy | None`)."""
+    from formary.recipe.schema import Section
+
+    return [
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, Section)
+    ]
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

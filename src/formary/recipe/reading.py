@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -79,7 +79,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected key=value, e.g. --set train.steps=100")
     *parents, last = key.strip().split(".")
     for parent in parents:
-        inner = values.setdefault(parent, {})
+        if values.get(parent) is None:  # left out, or written as null
+            values[parent] = {}
+        inner = values[parent]
         if not isinstance(inner, dict):
             raise RecipeError(f"--set {override}: '{parent}' is not a section")
         values = inner
@@ -102,11 +104,16 @@ def _sentence(problem: Any) -> str:
     return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}{orelse} (got {problem['input']!r})"
 
 
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def _fields_at(path: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in path:
-        inner = section.model_fields[part].annotation if part in section.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        inner = next((kind for kind in (annotation, *get_args(annotation)) if _is_section(kind)), None)
+        if inner is None:
             return []
         section = inner
     return list(section.model_fields)

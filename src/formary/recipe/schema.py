@@ -220,6 +220,21 @@ class Tune(Section):
     targets: Literal["attention", "all"] = Field("all", description="lora: which matrices; all: the ffn's too")
 
 
+class Stability(Section):
+    """What is done about steps that would do harm."""
+
+    spikes: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
+        "auto",
+        description="skip a step whose loss or gradient norm is so many standard deviations above its running mean; "
+        "auto: 6 on running text and none on rows, whose hard examples look like spikes; null: none",
+    )
+    roll_back_after: int = Field(
+        10, ge=1, description="skipped steps in a row after which training goes back to the last good checkpoint"
+    )
+    roll_back_lr: float = Field(0.5, gt=0, lt=1, description="the learning rate is multiplied by this each time")
+    roll_backs: int = Field(3, ge=0, description="how often that is done before the run ends")
+
+
 class Train(Section):
     """The training loop."""
 
@@ -253,7 +268,12 @@ class Train(Section):
         "loss", description="what chooses the best weights: the validation loss or the task's first metric"
     )
     save_every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints kept beside the best")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept, beside the best")
+    keep_best: int = Field(1, ge=1, description="checkpoints kept of the best validations")
+    keep_hours: float | None = Field(
+        None, gt=0, description="keep for good a checkpoint each time so many hours of training have gone by"
+    )
+    stability: Stability = Stability()
     sample_every: int | None = Field(None, ge=1, description="steps between text samples")
     seed: int = Field(1337, ge=0)
 
@@ -312,6 +332,24 @@ class Search(Section):
     )
 
 
+class Privacy(Section):
+    """Differentially private training: what a stranger can learn of one training row from the weights is bounded."""
+
+    epsilon: float = Field(8.0, gt=0, description="the privacy that the whole training may spend; less is more private")
+    delta: float = Field(
+        1e-5, gt=0, lt=1, description="the chance that the bound does not hold; well under 1 / training rows"
+    )
+    clip: float = Field(1.0, gt=0, description="the gradient norm that each row is clipped to, in place of train.clip")
+    accountant: Literal["prv", "rdp"] = Field(
+        "prv", description="how Opacus counts epsilon: privacy random variables (tighter) or Renyi divergence"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="of noise and sampling; null: from the operating system. A number repeats a run, and who knows it can undo the noise",
+    )
+
+
 class Machine(Section):
     """What the run may use."""
 
@@ -321,6 +359,9 @@ class Machine(Section):
         "auto", description="auto: bfloat16 autocast where the hardware has it and float32 elsewhere"
     )
     compile: bool = Field(False, description="torch.compile: pays on long runs, needs a C++ compiler")
+    deterministic: bool = Field(
+        False, description="only algorithms that give the same bits every time, slower on GPUs; CPUs do so anyway"
+    )
 
 
 class Recipe(Section):
@@ -335,6 +376,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     generate: Generate = Generate()
     search: Search = Search()
+    privacy: Privacy | None = Field(None, description="train with differential privacy (extra privacy: Opacus)")
     machine: Machine = Machine()
     run_folder: str | None = Field(None, description="default: runs/NAME")
 
@@ -342,3 +384,9 @@ class Recipe(Section):
     def pretrains(self) -> bool:
         """Whether it learns from running text; other tasks learn from rows with answers."""
         return self.task in PRETRAINING
+
+    @property
+    def spikes(self) -> float | None:
+        """`train.stability.spikes` as a number; None: spikes are not looked for."""
+        asked = self.train.stability.spikes
+        return (6.0 if self.pretrains else None) if asked == "auto" else asked
