@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formary.errors import RequestError
-from formary.infer.sampling import History, SamplingSettings, Table, draw, process, sample, uniform
+from formary.infer.sampling import NO_TOKEN, History, SamplingSettings, Table, draw, process, sample, uniform
 
 rows_of_logits = st.lists(
     st.lists(st.floats(-8, 8, width=32), min_size=7, max_size=7, unique=True), min_size=1, max_size=4
@@ -230,8 +230,9 @@ def test_a_setting_out_of_range_is_named(option: dict[str, Any]) -> None:
         SamplingSettings(**option)
 
 
-def test_logits_that_are_not_numbers_are_an_error_and_not_a_token() -> None:
-    for row in ([math.nan, 0.0], [-math.inf, -math.inf]):
-        for temperature in (0.0, 1.0):
-            with pytest.raises(RequestError, match="not finite"):
-                sample(torch.tensor([row]), Table([SamplingSettings(temperature=temperature)]), [0.5])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 1, "top_p": 0.5}])
+def test_logits_that_are_not_numbers_give_no_token_and_change_no_other_row(settings: dict[str, Any]) -> None:
+    for row in ([math.nan, 0.0, 1.0], [-math.inf] * 3, [0.0, math.inf, 1.0]):
+        logits = torch.tensor([[0.0, 9.0, 1.0], row, [9.0, 0.0, 1.0]])
+        table = Table([SamplingSettings(**settings)] * 3)
+        assert sample(logits, table, [0.5] * 3) == [1, NO_TOKEN, 0]

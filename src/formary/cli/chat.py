@@ -247,6 +247,8 @@ class Chat:
 
     def _write(self, request: Request) -> Written:
         """Stream the answer to standard output."""
+        from formary.infer.engine import NotFinite
+
         began = time.perf_counter()
         written = Written(prompt_tokens=len(request.prompt))
         self.engine.submit(request)
@@ -254,6 +256,8 @@ class Chat:
             try:
                 while self.engine.busy and not written.stopped:
                     events = self.engine.step()
+                    if any(event.finish == "error" for event in events):
+                        raise NotFinite
                     written.add(events, time.perf_counter() - began)
                     sys.stdout.write("".join(event.text for event in events).translate(_CONTROLS))
                     sys.stdout.flush()

@@ -145,6 +145,13 @@ class KVCache:
         """Forget a row's tokens from place `length` on."""
         self.lengths[row] = min(self.lengths[row], length)
 
+    def wipe(self, row: int, start: int = 0) -> None:
+        """Write zeros over a row from place `start` on: what it held was not finite, and 0 times NaN would be NaN."""
+        for tensor in (*self.keys, *self.values):
+            tensor[row, :, start:] = 0
+        for tensor in () if start else (*self._memory_keys, *self._memory_values):
+            tensor[row] = 0
+
     def copy(self, source: int, target: int) -> None:
         """Make row `target` equal to row `source`, encoder memory included."""
         length, memory = self.lengths[source], self.memory_lengths[source]

@@ -18,16 +18,16 @@ from formary.errors import RequestError
 from formary.infer.prefix import BLOCK, PrefixCache
 from formary.infer.reading import Reading, common, runs
 from formary.infer.request import (
-    NO_TOKEN,
     EngineStatistics,
     Event,
     Finish,
+    NotFinite,
     PromptScores,
     Request,
     TextDecoder,
     beginning,
 )
-from formary.infer.sampling import Constraint, History, Table
+from formary.infer.sampling import NO_TOKEN, Constraint, History, Table
 from formary.infer.speculate import Draft, Guesser, Speculator
 from formary.infer.stepper import Stepper
 from formary.infer.stopping import StopStrings
@@ -41,6 +41,7 @@ __all__ = [
     "EngineStatistics",
     "Event",
     "Finish",
+    "NotFinite",
     "PromptScores",
     "Request",
     "TextDecoder",
@@ -145,7 +146,11 @@ class Engine:
         self._waiting.extend(self._answers(request))
 
     def step(self) -> list[Event]:
-        """Write one token, or a few, for every active answer, and read on in prompts; the events in no particular order."""
+        """Write one token, or a few, for every active answer, and read on in prompts; the events in no particular order.
+
+        An answer for which the network's numbers are not finite ends with an event of finish "error"; no other is
+        touched by that.
+        """
         if not self.busy:
             return []
         self._counts["steps"] += 1
@@ -170,6 +175,9 @@ class Engine:
         """Write the answers to all requests; event.request is the request's place in the list.
 
         More answers than slots wait for a free one. Closing the iterator frees the slots.
+
+        Raises:
+            NotFinite: the network's numbers for one of them are not finite.
         """
         if self.busy:
             raise RuntimeError("this engine is busy: use submit and step to write several requests side by side")
@@ -177,7 +185,10 @@ class Engine:
             for place, request in enumerate(requests):
                 self.submit(replace(request, id=place))
             while self.busy:
-                yield from self.step()
+                for event in self.step():
+                    if event.finish == "error":
+                        raise NotFinite
+                    yield event
         finally:
             for place in range(len(requests)):
                 self.cancel(place)
@@ -199,7 +210,7 @@ class Engine:
         ends = request.stop_tokens
         if ends is None:
             ends = frozenset() if self._config.eos_id is None else frozenset([self._config.eos_id])
-        return [self._answer(request, index, prompt, ends) for index in range(request.n)]
+        return [self._answer(request, request.first + index, prompt, ends) for index in range(request.n)]
 
     def _answer(self, request: Request, index: int, prompt: tuple[int, ...], ends: frozenset[int]) -> Answer:
         return Answer(
@@ -234,19 +245,26 @@ class Engine:
         """Read a chunk, which several prompts may share; answers whose prompt is complete are written from now on."""
         plan = self._plan()
         last: list[Tensor] = []  # hidden states (width,) of the prompts that are complete: always the first of all
+        failed: list[Reading] = []
         row = len(self._writing)
         for run in runs(plan):
             pieces = [reading.tokens[reading.done : reading.done + count] for reading, count in run]
             sources = [reading.source for reading, _ in run] if run[0][0].opens else []
             hidden = self._stepper.read(row, pieces, sources)
             for (reading, count), states in zip(run, hidden):
+                if not bool(states[:count].isfinite().all()):
+                    failed.append(reading)
+                    continue
                 self._score(reading, states[:count])
                 reading.done += count
                 reading.opens = False
                 if reading.done == len(reading.tokens):
                     last.append(states[count - 1])
             row += len(run)
-        return self._begin_writing(torch.stack(last)) if last else []
+        events = [answer.fail() for reading in failed for answer in reading.answers]
+        for reading in failed:
+            self._drop_reading(self._reading.index(reading))
+        return events + (self._begin_writing(torch.stack(last)) if last else [])
 
     def _plan(self) -> list[tuple[Reading, int]]:
         """Which prompts to read on in, and how far: as many as fit the chunk, in order."""
@@ -318,7 +336,7 @@ class Engine:
         for place, answer in enumerate(answers):
             if place not in events:
                 events[place] = Event(answer.request.id, answer.sample, NO_TOKEN, "", finish="length")
-            scores = owners[place].prompt_scores() if answer.sample == 0 else None
+            scores = owners[place].prompt_scores() if answer.sample == answer.request.first else None
             if scores is not None or owners[place].cached:
                 events[place] = replace(events[place], prompt=scores, cached=owners[place].cached)
         self._remove([first + place for place, event in events.items() if event.finish is not None])
@@ -340,9 +358,15 @@ class Engine:
         ]
         guessers = [answer.guesser for answer in answers]
         guesses = self._speculator.guess(guessers, [answer.tokens for answer in answers], rooms)
+        logits = None
         if any(guesses):
             logits = self._stepper.verify([[answer.tokens[-1], *guess] for answer, guess in zip(answers, guesses)])
-        else:
+            if not bool(logits.sum().isfinite()):  # a wrong guess may be what is not finite: once more without
+                for row, length in enumerate(before):
+                    cache.truncate(row, length)
+                    cache.wipe(row, length)
+                guesses, logits = [[] for _ in answers], None
+        if logits is None:
             logits = self._stepper.decode([answer.tokens[-1] for answer in answers])[:, None]
         accepted = [0] * len(answers)
         events: list[Event] = []
@@ -395,7 +419,9 @@ class Engine:
             return
         before = len(self._writing)
         for row in sorted(rows, reverse=True):
-            if not self._writing[row].slid:
+            if self._writing[row].failed:
+                self._stepper.cache.wipe(row)
+            elif not self._writing[row].slid:
                 self._save(self._writing[row].tokens, row)
             last = self._writing.pop()
             if row < len(self._writing):
@@ -407,7 +433,9 @@ class Engine:
     def _drop_reading(self, index: int) -> None:
         row = len(self._writing) + index
         dropped, behind = self._reading.pop(index), self._reading[index:]
-        if dropped.started:
+        if any(answer.failed for answer in dropped.answers):
+            self._stepper.cache.wipe(row)
+        elif dropped.started:
             self._save(dropped.tokens, row)
         for place, reading in enumerate(behind, row):
             if reading.started:

@@ -560,7 +560,7 @@ def settings_from(generation_config: Mapping[str, Any]) -> dict[str, Any]:
 def _collected(events: Iterable[Event], request: Request) -> Generation:
     events = list(events)
     finish = events[-1].finish
-    assert finish is not None
+    assert finish is not None and finish != "error", "Engine.generate raises where an answer fails"
     wanted = request.logprobs
     return Generation(
         text="".join(event.text for event in events),

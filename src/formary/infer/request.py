@@ -17,7 +17,15 @@ from formary.model.config import ModelConfig
 Finish = Literal["stop", "length"]
 Top = tuple[tuple[int, float], ...]  # the likeliest (token, log-probability) pairs, best first
 
-NO_TOKEN = -1  # of the one event of an answer for which nothing was to be written
+
+class NotFinite(RequestError):
+    """An answer ended because the network's numbers for it are not finite; other answers go on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the logits are not finite: the model's weights are damaged (did training diverge?), "
+            "or logit_bias forbids every token"
+        )
 
 
 class TextDecoder(Protocol):
@@ -40,6 +48,7 @@ class Request:
         prompt: token ids; an encoder-decoder reads them as the source.
         max_tokens: stop with reason "length" after this many; 0 only scores the prompt (see `prompt_logprobs`).
         n: how many answers; answer i draws from (seed, i).
+        first: the number of the first of them, for a caller who asks for some at a time.
         prefix: what an encoder-decoder's target begins with; (decoder_start_id,) when left out.
         stop_tokens: ids that end an answer; the model's eos_id when left out.
         stop: strings that end an answer and are not part of its text.
@@ -56,6 +65,7 @@ class Request:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     max_tokens: int = 256
     n: int = 1
+    first: int = 0
     prefix: tuple[int, ...] | None = None
     stop_tokens: frozenset[int] | None = None
     stop: tuple[str, ...] = ()
@@ -68,11 +78,12 @@ class Request:
 
     def __post_init__(self) -> None:
         least_tokens = 1 if self.prompt_logprobs is None else 0
-        for name, least in (("max_tokens", least_tokens), ("n", 1), ("logprobs", 0), ("prompt_logprobs", 0)):
+        least = {"max_tokens": least_tokens, "n": 1, "first": 0, "logprobs": 0, "prompt_logprobs": 0}
+        for name, smallest in least.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (not isinstance(value, int) or value < smallest):
                 hint = "; 0 needs prompt_logprobs" if name == "max_tokens" and value == 0 else ""
-                raise RequestError(f"{name} = {value!r}: must be a whole number of at least {least}{hint}")
+                raise RequestError(f"{name} = {value!r}: must be a whole number of at least {smallest}{hint}")
         if not all(isinstance(stop, str) and stop for stop in self.stop):
             raise RequestError(f"stop = {list(self.stop)!r}: every stop string must be a non-empty string")
 
@@ -90,7 +101,8 @@ class Event:
     """One token of one answer. `text` is what may now be shown: it can lag behind the tokens, and catches up.
 
     Args:
-        token: the id; `NO_TOKEN` in the only event of an answer with max_tokens = 0.
+        token: the id; `NO_TOKEN` in the only event of an answer with max_tokens = 0, and in the last of one that failed.
+        finish: on an answer's last event why it ended; "error" where the network's numbers for it are not finite.
         prompt: on a request's first event, when `prompt_logprobs` was asked for.
         cached: on an answer's first event, how many of its prompt's tokens came from the prefix cache.
     """
@@ -101,7 +113,7 @@ class Event:
     text: str
     logprob: float | None = None
     top: Top = ()
-    finish: Finish | None = None
+    finish: Finish | Literal["error"] | None = None
     prompt: PromptScores | None = None
     cached: int = 0
 

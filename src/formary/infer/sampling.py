@@ -17,6 +17,8 @@ from torch import Tensor
 
 from formary.errors import RequestError
 
+NO_TOKEN = -1  # where there is none to choose, or none was asked for
+
 # Nucleus sampling looks at this many of the likeliest tokens, then more; only a flat distribution is sorted whole.
 _NUCLEUS = (64, 1024)
 
@@ -171,8 +173,9 @@ def sample(
         uniforms: one number in [0, 1) for each row, such as `uniform(seed, sample, step)`; greedy rows ignore theirs.
         constraints: for each row what its next token may be, if anything; the other rows stay as they are.
 
-    Raises:
-        RequestError: a row has no finite logit: damaged weights, or a bias that forbids every token.
+    Returns:
+        token ids; NO_TOKEN for a row whose largest logit is not finite: damaged weights, or a bias that forbids every
+        token.
     """
     bound = [row for row, constraint in enumerate(constraints) if constraint is not None]
     masked = _mask(logits, constraints) if bound else logits
@@ -181,11 +184,6 @@ def sample(
         forbidden = torch.isneginf(logits[bound].amax(dim=-1, keepdim=True))
         logits[bound] = torch.where(forbidden, masked[bound], logits[bound])
     highest, likeliest = logits.max(dim=-1)
-    if not all(map(math.isfinite, highest.tolist())):
-        raise RequestError(
-            "the logits are not finite: the model's weights are damaged (did training diverge?), "
-            "or logit_bias forbids every token"
-        )
     tokens: list[int] = likeliest.tolist()
     if table.drawn:
         logits = _filter(logits, table)
@@ -193,7 +191,7 @@ def sample(
         drawn = draw(logits if whole else logits[table.drawn], [uniforms[row] for row in table.drawn])
         for row, token in zip(table.drawn, drawn.tolist()):
             tokens[row] = token
-    return tokens
+    return [token if math.isfinite(most) else NO_TOKEN for token, most in zip(tokens, highest.tolist())]
 
 
 def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:

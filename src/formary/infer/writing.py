@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from formary.infer.request import Event, Finish, Request, TextDecoder, Top
-from formary.infer.sampling import Constraint, History, Table, sample, uniform
+from formary.infer.sampling import NO_TOKEN, Constraint, History, Table, sample, uniform
 from formary.infer.speculate import Guesser
 from formary.infer.stopping import StopStrings
 
@@ -32,6 +32,7 @@ class Answer:
     constraint: Constraint | None = None
     history: History | None = None
     slid: bool = False  # whether the cache holds only the end of the tokens
+    failed: bool = False  # whether the cache may hold what is not finite
 
     @property
     def written(self) -> int:
@@ -66,6 +67,11 @@ class Answer:
             return text, "stop" if self.stops.found is not None else "length"
         return text, None
 
+    def fail(self) -> Event:
+        """Its last event, after numbers that are not finite."""
+        self.failed = True
+        return Event(self.request.id, self.sample, NO_TOKEN, "", finish="error")
+
     def _rest(self) -> str:
         text = self.stops.push(self.decoder.flush()) if self.decoder is not None else ""
         return text + self.stops.flush()
@@ -73,7 +79,7 @@ class Answer:
 
 @torch.inference_mode()
 def choose(answers: Sequence[Answer], logits: Tensor, table: Table, full: Sequence[bool]) -> list[Event]:
-    """The next token of each answer.
+    """The next token of each answer; one whose logits are not finite ends there.
 
     Args:
         logits: (answers, vocab_size).
@@ -88,9 +94,12 @@ def choose(answers: Sequence[Answer], logits: Tensor, table: Table, full: Sequen
     else:
         tokens = sample(logits, table, uniforms, histories)
     most = max(-1 if answer.request.logprobs is None else answer.request.logprobs for answer in answers)
-    scored = logprobs(logits, tokens, most) if most >= 0 else None
+    scored = logprobs(logits, [max(token, 0) for token in tokens], most) if most >= 0 else None
     events: list[Event] = []
     for place, (answer, token) in enumerate(zip(answers, tokens)):
+        if token == NO_TOKEN:
+            events.append(answer.fail())
+            continue
         text, finish = answer.accept(token, full=full[place])
         event = Event(answer.request.id, answer.sample, token, text, finish=finish)
         wanted = answer.request.logprobs
