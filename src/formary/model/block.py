@@ -6,9 +6,12 @@ The stack of blocks is in `transformer`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from formary.model.attention import Attention, Cache
 from formary.model.config import TransformerConfig
@@ -42,6 +45,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention where the config asks for it, feed-forward; each as a residual step."""
 
+    recompute = False  # whether the backward pass computes again what is inside (Chen et al. 2016)
+
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.pre = config.norm_position == "pre"
@@ -55,7 +60,13 @@ class Block(nn.Module):
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
 
-    def forward(
+    def forward(self, hidden: Tensor, **context: Any) -> Tensor:
+        """(batch, seq, width) to the same; the arguments are those of `_through`."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._through, hidden, use_reentrant=False, **context)
+        return self._through(hidden, **context)
+
+    def _through(
         self,
         hidden: Tensor,  # (batch, seq, width)
         *,

@@ -200,8 +200,8 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: [
             recipe.task,
             recipe.model.model_dump(),
-            recipe.train.model_dump(exclude={"keep", "save_every", "sample_every"}),
-            recipe.machine.model_dump(exclude={"threads"}),
+            recipe.train.model_dump(exclude={"keep", "save_every", "sample_every", "activation_checkpointing"}),
+            recipe.machine.model_dump(exclude={"threads", "parallel"}),
         ],
         _train,
         ("model/model.safetensors", "metrics.jsonl"),

@@ -244,7 +244,12 @@ class Train(Section):
         16, description="sequences per optimiser step; auto: what fits into memory and suits the number of rows"
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="sequences per forward pass; smaller than batch means gradient accumulation"
+        None,
+        ge=1,
+        description="sequences per forward pass of a process; smaller than its part of the batch means gradient accumulation",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep only what enters a block and compute the rest again: less memory, a third more time"
     )
     context: int = Field(256, ge=2, description="tokens per sequence")
     objective: Objective = Objective()
@@ -353,7 +358,13 @@ class Privacy(Section):
 class Machine(Section):
     """What the run may use."""
 
-    threads: int | None = Field(None, ge=1, description="null: the physical cores")
+    threads: int | None = Field(
+        None, ge=1, description="of each process; null: the physical cores, shared by the processes on the machine"
+    )
+    parallel: Literal["auto", "ddp", "fsdp", "none"] = Field(
+        "auto",
+        description="several processes: ddp, a whole model in each; fsdp, a part of it in each; auto: fsdp where half the memory is too small for weights, gradients and moments",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the hardware has it and float32 elsewhere"
