@@ -11,6 +11,7 @@ from rich.console import Console
 
 from formary.recipe.bundled import located
 from formary.recipe.schema import Recipe
+from formary.train.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from formary.data.shards import TokenShards
@@ -31,6 +32,7 @@ class Context:
     keys: dict[str, str]  # stage -> hash of everything its result depends on
     times: dict[str, float]  # stage -> seconds it took
     watch: Watch | None = None  # is told of every validation, and may stop the training
+    processes: Processes = ALONE  # this one among those of the run
 
     @property
     def documents(self) -> Path:

@@ -14,6 +14,7 @@ from formary.pipeline.context import existing
 from formary.recipe import bundled, read
 from formary.recipe.presets import PRESETS, preset
 from formary.recipe.schema import Recipe
+from formary.train.processes import Processes
 
 SWITCHED = ("dropout", "pooling")
 """The switches that leave the weights of a loaded model their meaning."""
@@ -54,6 +55,27 @@ def check_model(recipe: Recipe, base: Path) -> None:
     if labelled and recipe.train.tune.method != "full":
         raise RecipeError(
             f"train.tune.method: {recipe.train.tune.method} tunes a trained model; name one with model.start, or use full"
+        )
+
+
+def check_processes(recipe: Recipe, processes: Processes) -> None:
+    """Refuse several processes where the result would depend on their number.
+
+    Raises:
+        RecipeError: the task compares the rows of a batch with one another, or the recipe says one process.
+    """
+    from formary.tasks.registry import labelled_task
+
+    if processes.count == 1:
+        return
+    if recipe.machine.parallel == "none":
+        raise RecipeError(
+            f"machine.parallel: none, and {processes.count} processes were started; start one, or write auto, ddp or fsdp"
+        )
+    if getattr(labelled_task(recipe.task), "contrasts", False):
+        raise RecipeError(
+            f"task {recipe.task} contrasts the rows of a batch with one another, so a batch cannot be spread over "
+            f"{processes.count} processes; run it with one (more threads help: machine.threads)"
         )
 
 

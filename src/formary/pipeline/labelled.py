@@ -93,6 +93,8 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         compiled=recipe.machine.compile,
         watch=context.watch,
     )
+    if not context.processes.leads:
+        return progress.seconds_before
     if recipe.train.tune.method == "lora":
         save_adapter(context.folder / "adapter", network, recipe.train.tune, base=str(recipe.model.start))
     finish(network)

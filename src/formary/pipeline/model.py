@@ -57,9 +57,12 @@ def tokenizer_of(context: Context, reference: str) -> Tokenizer:
 def say_model(context: Context, network: Network, settled: Runtime) -> None:
     """Tell the user what is about to be trained, and on what."""
     from formary.model.topologies import parameter_count
+    from formary.train.parallel import kind_for
 
     model, config = context.recipe.model, network.config.transformer
     threads = f"{settled.threads} {'thread' if settled.threads == 1 else 'threads'}"
+    if settled.processes.count > 1:
+        threads = f"{settled.processes.count} processes ({kind_for(settled.parallel, network, settled)}) of {threads}"
     context.console.print(
         f"  {model.start or model.preset}: {parameter_count(network):,} parameters, {config.layers} x {config.width}, "
         f"{threads}, {settled.precision} on {settled.device}"
@@ -71,7 +74,7 @@ def checkpoint_folder(context: Context) -> Path:
     import shutil
 
     checkpoints, mine = context.folder / "checkpoints", context.keys["train"][:12]
-    if checkpoints.is_dir():
+    if checkpoints.is_dir() and context.processes.leads:
         for other in checkpoints.iterdir():  # metrics.jsonl can follow only one
             if other.name != mine:
                 shutil.rmtree(other, ignore_errors=True)

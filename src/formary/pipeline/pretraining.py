@@ -77,6 +77,8 @@ def train_text(context: Context) -> float:
         compiled=recipe.machine.compile,
         watch=context.watch,
     )
+    if not context.processes.leads:
+        return progress.seconds_before
     save_model(context, network, tokenizer, progress, generation=generation_defaults(recipe))
     return progress.seconds_before
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,10 +22,11 @@ from rich.console import Console
 from formary import durable
 from formary.errors import FormaryError, RecipeError
 from formary.pipeline.context import Context, existing
-from formary.pipeline.fitting import check_model
+from formary.pipeline.fitting import check_model, check_processes
 from formary.pipeline.ownership import check_owner, remember_owner
 from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, bundled, read, to_yaml
+from formary.train.processes import Processes, joined
 
 if TYPE_CHECKING:
     from formary.train.loop import Watch
@@ -78,12 +80,31 @@ def run(
         recipe, base = read(file, overrides), base or file.parent
     base = base or Path()
     place = folder or bundled.run_folder(recipe)
-    if folder is None:
-        refuse_other(place, recipe, file, base)
-    folder = place
-    console = console or Console()
-    if start := bundled.starting_recipe(recipe, base):
-        _run_start(start, recipe, base, folder, console)
+    with joined() as processes:
+        if not processes.leads:
+            if start := bundled.starting_recipe(recipe, base):
+                _run_start(start, recipe, base, place, Console(quiet=True))
+            return _follow(recipe, called, base, place, processes)
+        if folder is None:
+            refuse_other(place, recipe, file, base)
+        console = console or Console()
+        if start := bundled.starting_recipe(recipe, base):
+            _run_start(start, recipe, base, place, console)
+        return _lead(recipe, called, base, file, place, until, console, watch, processes)
+
+
+def _lead(
+    recipe: Recipe,
+    called: list[str],
+    base: Path,
+    file: Path | None,
+    folder: Path,
+    until: str,
+    console: Console,
+    watch: Watch | None,
+    processes: Processes,
+) -> RunResult:
+    """The run, as one process or as the first of several: the stages that wait to be done, in order."""
     began = time.perf_counter()
     fingerprints = file_fingerprints(recipe, base, folder)
     keys = stage_keys(recipe, fingerprints.values())
@@ -102,18 +123,43 @@ def run(
         else:
             if any(stage.name == "train" for stage in waiting):
                 check_model(recipe, base)
+                check_processes(recipe, processes)
             _say_plan(speak, recipe, folder, wanted, waiting)
             durable.write_text(folder / "recipe.yaml", to_yaml(recipe))
+        did = [stage.name for stage in waiting]
+        processes.agree({"did": did, "keys": keys})
         for stage in waiting:
             times = {name: entry["seconds"] for name, entry in done.items()}
-            _execute(stage, Context(recipe, tuple(called), base, folder, speak, keys, times, watch), done)
-    return RunResult(
-        folder=folder,
-        model=folder / "model",
-        report=folder / "report.html",
-        did=tuple(stage.name for stage in waiting),
-        metrics=tuple(_metrics(folder)),
-    )
+            processes.wait()
+            _execute(stage, Context(recipe, tuple(called), base, folder, speak, keys, times, watch, processes), done)
+        processes.wait()
+    return _result(folder, did)
+
+
+def _follow(recipe: Recipe, called: list[str], base: Path, folder: Path, processes: Processes) -> RunResult:
+    """The run as one of several processes that is not the first: what is done together, in the leader's order.
+
+    Raises:
+        FormaryError: the leader's run folder is not to be seen from here.
+    """
+    told = processes.agree(None)
+    for stage in stages_of(recipe):
+        if stage.name in told["did"]:
+            processes.wait()
+            if not folder.is_dir():
+                raise FormaryError(
+                    f"{folder.absolute()}: is not there for process {processes.rank} on {socket.gethostname()}; the run "
+                    "folder has to lie on a disk that all machines of the run share (name one with --folder)"
+                )
+            if stage.together:
+                quiet = Console(quiet=True)
+                stage.work(Context(recipe, tuple(called), base, folder, quiet, told["keys"], {}, processes=processes))
+    processes.wait()
+    return _result(folder, told["did"])
+
+
+def _result(folder: Path, did: Sequence[str]) -> RunResult:
+    return RunResult(folder, folder / "model", folder / "report.html", tuple(did), tuple(_metrics(folder)))
 
 
 def _run_start(path: Path, recipe: Recipe, base: Path, folder: Path, console: Console) -> None:

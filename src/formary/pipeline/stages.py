@@ -25,6 +25,7 @@ class Stage:
     work: Callable[[Context], float | None]  # the seconds that earlier, interrupted goes had put into it
     leaves: tuple[str, ...]  # in the run folder; when one of them is gone the stage is done again
     for_rows: bool = True  # whether labelled tasks have it
+    together: bool = False  # whether all processes of a run work at it; the leader alone does the others
 
 
 def _documents(context: Context) -> None:
@@ -205,6 +206,7 @@ STAGES: tuple[Stage, ...] = (
         ],
         _train,
         ("model/model.safetensors", "metrics.jsonl"),
+        together=True,
     ),
     Stage(
         "evaluate",

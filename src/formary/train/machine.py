@@ -5,6 +5,7 @@ bfloat16 autocast is taken where the processor multiplies it in hardware; on oth
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from formary.errors import FormaryError
 from formary.infer.precision import autocast, fast_precision
 from formary.recipe.schema import Machine
+from formary.train.processes import ALONE, Processes, here
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Runtime:
     device: torch.device
     precision: str
     threads: int
+    processes: Processes = ALONE  # this one among those of the run
+    parallel: str = "auto"  # how a training lies over them: auto, ddp, fsdp or none
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
@@ -35,15 +39,34 @@ def runtime(machine: Machine) -> Runtime:
     """Settle the recipe's `machine` section on this machine and set torch's thread count.
 
     Raises:
-        FormaryError: cuda was asked for and is not there.
+        FormaryError: cuda was asked for and is not there, or there are more processes than GPUs.
     """
-    threads = machine.threads or physical_cores()
+    processes = here()
+    threads = machine.threads or max(1, physical_cores() // processes.local_count)
     torch.set_num_threads(threads)
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise FormaryError("machine.device: cuda was asked for, but this torch sees no CUDA device; use device: auto")
+    if machine.deterministic:
+        _be_deterministic()
     kind = "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
     precision = fast_precision(kind) if machine.precision == "auto" else machine.precision
-    return Runtime(device=torch.device(kind), precision=precision, threads=threads)
+    device = torch.device(kind)
+    if kind == "cuda" and processes.count > 1:
+        if processes.local_count > torch.cuda.device_count():
+            raise FormaryError(
+                f"{processes.local_count} processes and {torch.cuda.device_count()} GPUs: start one process for each GPU, or "
+                "let them run on the processor with --set machine.device=cpu"
+            )
+        device = torch.device(kind, processes.local_rank)
+        torch.cuda.set_device(device)
+    return Runtime(device, precision, threads, processes, machine.parallel)
+
+
+def _be_deterministic() -> None:
+    """Let torch take only algorithms that give the same bits every time, in this process from now on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def physical_cores() -> int:

@@ -48,6 +48,9 @@ def settle(
         key: of this training; what another one found does not count.
         console: where to say what was chosen and why.
     """
+    if not runtime.processes.leads:
+        runtime.processes.wait()  # until the leader has found and recorded them
+        return recorded(settings, run, key)
     known = recorded(settings, run, key)
     if known != settings:
         console.print(f"  {_numbers(settings, known)}, as found when this training began", highlight=False)
@@ -75,6 +78,7 @@ def settle(
         durable.write_json(run / LR_FILE, {"key": key, **asdict(tried)})
         console.print(f"  {tried.why}", highlight=False)
         known = _with_lr(known, tried.lr)
+    runtime.processes.wait()
     return known
 
 
