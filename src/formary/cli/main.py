@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from formary.errors import FormaryError
+from formary.train.processes import silent
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,20 @@ class Commands(TyperGroup):
         return name, _load(name), rest
 
     def invoke(self, ctx: Any) -> Any:
+        if silent():  # another process speaks
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
             return result
         except FormaryError as error:
             stopped = error.exit_code == 130  # by the user: no error
-            print(error if stopped else f"error: {error}", file=sys.stderr)
+            if not silent(error):
+                print(error if stopped else f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print(f"\n{INTERRUPTED}", file=sys.stderr)
+            if not silent():
+                print(f"\n{INTERRUPTED}", file=sys.stderr)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # As in `formary recipes | head -1`. What is still buffered has nowhere to go.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,12 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a field, e.g. --set train.steps=200.")
 ]
 Folder = Annotated[Path | None, typer.Option(help="The run folder; runs/NAME when left out.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Start N processes with torchrun, which share the work: best one for each GPU or socket."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")]
 
 
@@ -34,11 +41,18 @@ def run(
         int | None,
         typer.Option(metavar="K", help="Cross-validate: one run for each of K folds, measured on every row once."),
     ] = None,
+    processes: Processes = None,
     json: AsJson = False,
 ) -> None:
     """Do everything a recipe asks for: prepare, train, evaluate, report. What is up to date is not done again."""
     if seeds is not None and folds is not None:
         raise FormaryError("--seeds and --folds: give one of them")
+    if (seeds is not None or folds is not None) and (processes is not None or "RANK" in os.environ):
+        raise FormaryError(
+            "--seeds and --folds run one after the other in one process; for several processes give the commands yourself, "
+            "each with --set train.seed=... (or data.split.fold) and --folder"
+        )
+    _start_several(processes)
     if seeds is not None or folds is not None:
         _repeat(recipe, seeds, folds, set_, folder, json)
         return
@@ -82,13 +96,27 @@ def _repeat(
     say("reports: " + ", ".join(str(result.report) for result in found.runs))
 
 
-def prepare(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
+def prepare(
+    recipe: Target,
+    set_: Overrides = None,
+    folder: Folder = None,
+    processes: Processes = None,
+    json: AsJson = False,
+) -> None:
     """Read, clean and split the data, train the tokenizer, write token shards."""
+    _start_several(processes)
     _execute(recipe, set_, folder, json, until="prepare")
 
 
-def train(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
+def train(
+    recipe: Target,
+    set_: Overrides = None,
+    folder: Folder = None,
+    processes: Processes = None,
+    json: AsJson = False,
+) -> None:
     """Train the model (after `prepare`, where that is not up to date). A stopped training goes on where it stood."""
+    _start_several(processes)
     _execute(recipe, set_, folder, json, until="train")
 
 
@@ -158,6 +186,17 @@ def evaluate(
             say(sentence)
     for note in result.get("notes", ()):
         print(f"note: {note}", file=sys.stderr)
+
+
+def _start_several(processes: int | None) -> None:
+    """Give this very command to N processes, if so many are asked for, and end as they do."""
+    if processes is None:
+        return
+    from formary.train.processes import start
+
+    arguments = sys.argv[1:]
+    place = next(i for i, word in enumerate(arguments) if word.partition("=")[0] == "--processes")
+    raise typer.Exit(start(arguments[:place] + arguments[place + (1 if "=" in arguments[place] else 2) :], processes))
 
 
 def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json: bool, *, until: str) -> RunResult:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +150,8 @@ def _noticing_loss(found: Processes) -> Iterator[None]:
     except RuntimeError as error:
         if not _is_loss(error):
             raise
+        import socket
+
         raise Lost(
             f"process {found.rank} on {socket.gethostname()} has lost the other processes of the run (one of the {found.count} "
             "ended, or the network between them); the same command goes on from the last checkpoint"
@@ -187,6 +187,7 @@ def start(arguments: Sequence[str], count: int) -> int:
     if "RANK" in os.environ:
         raise FormaryError("--processes: torchrun has already started the processes of this run; leave it out")
     import logging
+    import uuid
 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
