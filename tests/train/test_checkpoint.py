@@ -61,9 +61,10 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in range(1, 7):
         save(tmp_path, saved(step))
-    prune(tmp_path, keep=2, best_step=3)
+    prune(tmp_path, keep=2, also=[3])
     assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["3", "5", "6"]
 
 
 def test_a_checkpoint_is_only_safetensors_and_json(tmp_path):
-    assert {file.suffix for file in save(tmp_path, saved(1)).iterdir()} == {".safetensors", ".json"}
+    files = {file.suffix or file.name for file in save(tmp_path, saved(1)).iterdir()}
+    assert files == {".safetensors", ".json", "complete"}

@@ -34,7 +34,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         seconds of training before this go, as every train stage.
     """
     from formary.data import tokenizer
-    from formary.pipeline.model import checkpoint_folder, generation_defaults, save_model, say_model
+    from formary.pipeline.model import checkpoint_folder, describer, generation_defaults, save_model, say_model
     from formary.tasks.protocol import ReferringTask
     from formary.tasks.reading import RowBatches, in_batches
     from formary.train.loop import train
@@ -90,6 +90,8 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         checkpoints=checkpoint_folder(context),
         console=context.console,
         score=_score(task, validation_rows[:_SCORED_ROWS], settled) if recipe.train.best == "metric" else None,
+        describe=describer(words),
+        spikes=recipe.spikes,
         compiled=recipe.machine.compile,
         watch=context.watch,
     )

@@ -5,6 +5,7 @@ What the train stages of pretraining and of labelled tasks share.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from formary.recipe.schema import Recipe
 if TYPE_CHECKING:
     from formary.data.tokenizer import Tokenizer
     from formary.model.topologies import Network
-    from formary.train.loop import Progress
     from formary.train.machine import Runtime
+    from formary.train.state import Progress
 
 
 def loaded_start(context: Context, tokenizer: Tokenizer) -> Network:
@@ -67,6 +68,16 @@ def say_model(context: Context, network: Network, settled: Runtime) -> None:
         f"  {model.start or model.preset}: {parameter_count(network):,} parameters, {config.layers} x {config.width}, "
         f"{threads}, {settled.precision} on {settled.device}"
     )
+
+
+def describer(tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A function that gives the text of every sequence of a batch, for what is told of skipped steps."""
+
+    def describe(batch: Mapping[str, Any]) -> list[str]:
+        rows = batch["tokens"].reshape(len(batch["tokens"]), -1)  # several texts of one row come one after another
+        return [tokenizer.decode(row.tolist()) for row in rows]
+
+    return describe
 
 
 def checkpoint_folder(context: Context) -> Path:

@@ -13,6 +13,7 @@ from formary import durable
 from formary.pipeline.context import Context, open_tokens
 from formary.pipeline.model import (
     checkpoint_folder,
+    describer,
     generation_defaults,
     loaded_start,
     save_model,
@@ -74,6 +75,8 @@ def train_text(context: Context) -> float:
         console=context.console,
         token_bytes=TokenBytes(training.bytes_per_token, validation.bytes_per_token) if task.covers_text else None,
         sample=sampler(context, tokenizer),
+        describe=describer(tokenizer),
+        spikes=recipe.spikes,
         compiled=recipe.machine.compile,
         watch=context.watch,
     )

@@ -25,6 +25,7 @@ from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch
 from formary.train.loop import Loss, gradient
 from formary.train.machine import Runtime
+from formary.train.memory import is_memory
 
 MARGIN = 0.3  # of the free memory stays free
 LARGEST, SMALLEST = 64, 8  # sequences per step: beyond, a step costs more than it teaches; below, it is mostly noise
@@ -115,7 +116,7 @@ def find_batch(
                     break  # twice as many would not fit, and a CPU process that tries is killed
                 count *= 2
         except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_memory(error):
                 raise
         network.train(mode)
     if not trials:
@@ -186,10 +187,6 @@ def _state_bytes(network: Network, settings: Train) -> int:
     trains = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     everything = sum(parameter.numel() for parameter in network.parameters())
     return _STATE_BYTES * trains + (2 * 4 * everything if settings.ema else 0)
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 @contextmanager

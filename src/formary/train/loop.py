@@ -7,13 +7,10 @@ knows tasks only by their batches and their (sum, count) loss; it has no idea of
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.console import Console
@@ -23,18 +20,21 @@ from formary.errors import FormaryError, RecipeError
 from formary.model.topologies import Network
 from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch, Batches
-from formary.train import checkpoint
+from formary.train import checkpoint, memory, rng, signals
+from formary.train.average import Average, averaged, put_weights
 from formary.train.machine import Runtime
 from formary.train.optimisers import Optimiser
 from formary.train.records import ProgressLine, Records, duration
+from formary.train.saving import Saver
 from formary.train.schedules import lr_factor
+from formary.train.stability import Describe, Guard, Incidents, post_mortem
+from formary.train.state import Progress, State
 from formary.train.tuning import lr_scale
 
 Loss = Callable[[Network, Batch], tuple[Tensor, Tensor]]
 """The summed loss of a batch in nats and the number of predictions in it, both scalars."""
 
 _RECORDS = 1000  # at most about this many training lines in metrics.jsonl
-_BAD_STEPS = 20  # non-finite steps in a row before the run gives up
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,6 @@ class Interrupted(FormaryError):
     exit_code = 130
 
 
-@dataclass
-class Progress:
-    """The loop's own memory, saved in every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best: float = math.inf  # what chooses the best weights: the validation loss, or a score turned negative
-    best_loss: float = math.inf  # the validation loss of the best weights
-    best_step: int = 0
-    validations_without_gain: int = 0
-    bad_steps: int = 0
-    seconds_before: float = 0.0  # of `seconds`, those that earlier goes of a resumed run took
-
-
 def train(
     loss_of: Loss,
     network: Network,
@@ -88,6 +73,8 @@ def train(
     token_bytes: TokenBytes | None = None,
     score: Callable[[Network], tuple[str, float]] | None = None,
     sample: Callable[[Network], str] | None = None,
+    describe: Describe | None = None,
+    spikes: float | None = None,
     compiled: bool = False,
     watch: Watch | None = None,
 ) -> Progress:
@@ -98,21 +85,25 @@ def train(
         batches: what to learn from, step by step.
         validation: the same batches at every call, measured every `validate_every` steps; None trains without (the
             last weights count as best).
-        run: the run folder, for metrics.jsonl and tensorboard/.
+        run: the run folder, for metrics.jsonl, incidents.jsonl and tensorboard/.
         checkpoints: where to save; the newest whole checkpoint there is resumed.
         token_bytes: UTF-8 bytes that a token of training and of validation stands for, to speak of bits per byte.
         score: a metric's name and value, higher is better, that chooses the best weights instead of the loss.
         sample: gives a text sample of the network, shown and recorded every `sample_every` steps.
+        describe: gives the text of every sequence of a batch, for what is told of skipped steps.
+        spikes: standard deviations above the running mean at which a step is skipped; None: only what is not finite.
         compiled: run the loss through torch.compile.
         watch: see `Watch`.
 
     Raises:
         Interrupted: a signal came; a checkpoint was saved first.
         Stopped: `watch` said so.
-        FormaryError: the loss stayed non-finite.
+        OutOfMemory: a batch did not fit.
+        FormaryError: training diverged, again after every roll-back.
     """
     network.to(runtime.device)
     total = total_steps(settings, batches)
+    rng.seed_all(settings.seed)
     optimiser = Optimiser(
         network,
         settings.optimiser,
@@ -120,54 +111,73 @@ def train(
         lr_scale=lambda name: lr_scale(name, network.config, settings.tune),
     )
     average = Average(network, settings.ema) if settings.ema else None
-    torch.manual_seed(settings.seed)
-    progress = _resume(checkpoints, network, optimiser, average, console)
+    guard = Guard(settings.stability, spikes=spikes)
+    state = State(network, optimiser, average, guard, settings, runtime.threads)
+    _resume(checkpoints, state, console)
+    progress = state.progress
     step_loss = torch.compile(loss_of) if compiled else loss_of
     records = Records(run, resume_step=progress.step)
+    incidents = Incidents(run, resume_step=progress.step, roll_backs=guard.memory.roll_backs)
     every = max(1, total // _RECORDS)
-    recent_loss, recent_steps, recent_tokens, recent_seconds = 0.0, 0, 0, 0.0
     saved_step = progress.step
 
-    def save() -> None:
-        nonlocal saved_step
-        if saved_step != progress.step:
-            _save(checkpoints, progress, network, optimiser, average)
-            checkpoint.prune(checkpoints, keep=settings.keep, best_step=progress.best_step or None)
-            saved_step = progress.step
+    with (
+        ProgressLine(console, total) as line,
+        signals.noticed() as came,
+        Saver(checkpoints, keep=settings.keep) as saver,
+    ):
 
-    with ProgressLine(console, total) as line, _signals() as signals:
+        def save() -> None:
+            nonlocal saved_step
+            if saved_step != progress.step:
+                progress.count_hours(settings.keep_hours)
+                saver.save(state.captured(), also=progress.to_keep)
+                saved_step = progress.step
+
         network.train()
         while progress.step < total and not _has_levelled_off(progress, settings):
             began = time.perf_counter()
-            batch = batches.batch(progress.step)
-            loss, _, norm = gradient(step_loss, network, batch, settings, runtime)
-            factor = lr_factor(settings.schedule, progress.step, total)
-            if math.isfinite(loss) and math.isfinite(norm):
+            saver.check()
+            try:
+                batch = batches.batch(progress.step)
+            except Exception:  # the data failed, not the training: nothing of it is lost
+                save()
+                raise
+            try:
+                loss, _, norm = gradient(step_loss, network, batch, settings, runtime)
+            except (MemoryError, RuntimeError) as error:
+                if not memory.is_memory(error):
+                    raise
+                raise _out_of_memory(step_loss, state, batch, runtime) from error
+            factor = lr_factor(settings.schedule, progress.step, total) * guard.lr_factor
+            harm = guard.judge(loss, norm)
+            if harm is None:
                 optimiser.step(factor)
                 if average:
                     average.update(network)
-                progress.bad_steps = 0
             else:
+                line.say(f"step {progress.step}: {harm}; the step was skipped")
+                found: dict[str, object] = {"why": harm}
+                if not incidents.enough:
+                    found |= post_mortem(loss_of, network, batch, runtime, norm=norm, describe=describe)
+                incidents.write(progress.step, guard.memory.roll_backs, **found)
                 optimiser.clear()
-                progress.bad_steps += 1
-                line.say(
-                    f"step {progress.step}: loss {loss} and gradient norm {norm} are not finite; the step was skipped"
-                )
-                if progress.bad_steps >= _BAD_STEPS:
-                    raise FormaryError(
-                        f"{_BAD_STEPS} steps in a row were not finite; lower train.optimiser.lr and run again"
+                if guard.must_roll_back:
+                    back = _roll_back(state, saver)
+                    incidents.write(back, guard.memory.roll_backs, why="rolled back", lr_factor=guard.lr_factor)
+                    line.say(
+                        f"{settings.stability.roll_back_after} steps in a row were skipped: back to step {back}, from "
+                        f"there on with {guard.lr_factor:g} of the learning rate"
                     )
+                    records.close()
+                    records, saved_step = Records(run, resume_step=back), back
+                    continue
             elapsed = time.perf_counter() - began
-            progress.step += 1
-            progress.tokens += batch["tokens"].numel()
-            progress.seconds += elapsed
-            recent_loss, recent_steps = recent_loss + loss, recent_steps + 1
-            recent_tokens, recent_seconds = recent_tokens + batch["tokens"].numel(), recent_seconds + elapsed
+            progress.passed(batch["tokens"].numel(), elapsed, None if harm else loss)
 
             if progress.step % every == 0 or progress.step == total:
-                mean = recent_loss / recent_steps
+                mean, rate, left = progress.recent(total)
                 bits = mean / math.log(2) / token_bytes.training if token_bytes else None
-                rate = recent_tokens / recent_seconds
                 values = {
                     "loss": mean,
                     "lr": factor * settings.optimiser.peak_lr,
@@ -176,9 +186,7 @@ def train(
                 }
                 values |= {"bits_per_byte": bits} if bits is not None else {}
                 records.write(progress.step, values | {"seconds": progress.seconds, "tokens": progress.tokens})
-                left = (total - progress.step) * recent_seconds / recent_steps
                 line.show(progress.step, loss=mean, bits_per_byte=bits, rate=rate, seconds_left=left)
-                recent_loss, recent_steps, recent_tokens, recent_seconds = 0.0, 0, 0, 0.0
 
             if progress.step % settings.validate_every == 0 or progress.step == total:
                 if validation is not None:
@@ -196,12 +204,9 @@ def train(
                         said += f", {scored[0].replace('_', ' ')} {scored[1]:.4f}"
                     records.write(progress.step, values | {"seconds": progress.seconds})
                     line.say(f"{said}, after {duration(progress.seconds)}")
-                    if (badness := -scored[1] if scored else measured) < progress.best:
-                        progress.best, progress.best_step, progress.best_loss = badness, progress.step, measured
-                        progress.validations_without_gain = 0
+                    badness = -scored[1] if scored else measured
+                    if progress.validated(badness, measured, keep=settings.keep_best):
                         save()
-                    else:
-                        progress.validations_without_gain += 1
                     if watch and watch(progress.step / total, badness):
                         records.close()
                         raise Stopped(f"stopped at step {progress.step} of {total}")
@@ -214,15 +219,16 @@ def train(
                 line.say(f"  it writes: {text!r}")
             if progress.step % settings.save_every == 0 or progress.step == total:
                 save()
-            if signals.came:
+            if came.came:
                 save()
+                saver.wait()
                 records.close()
                 raise Interrupted(f"stopped at step {progress.step} and saved; the same command goes on from there")
             if _has_levelled_off(progress, settings):
                 save()
                 line.say(f"no gain in {settings.patience} validations: stopped early at step {progress.step}")
     records.close()
-    _take_best(checkpoints, network, average, progress)
+    _take_best(checkpoints, state, console)
     return progress
 
 
@@ -289,113 +295,81 @@ def validation_loss(loss_of: Loss, network: Network, batches: Iterable[Batch], r
     return loss_sum / max(count, 1)
 
 
-class Average:
-    """Exponential moving average of the weights (Polyak and Juditsky 1992); `decay` is its memory per step."""
-
-    def __init__(self, network: Network, decay: float) -> None:
-        self.decay = decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-        self.updates = 0
-
-    def update(self, network: Network) -> None:
-        """Move the average towards the network's weights; early on it forgets faster, as there is little to keep."""
-        self.updates += 1
-        decay = min(self.decay, self.updates / (self.updates + 9))
-        current = [parameter.detach() for parameter in network.parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
-
-
-@contextmanager
-def averaged(network: Network, average: Average | None) -> Iterator[None]:
-    """The network with its averaged weights inside the block, its own again after."""
-    if average is None:
-        yield
-        return
-    own = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    _put(network, average.weights)
-    try:
-        yield
-    finally:
-        _put(network, own)
-
-
-@torch.no_grad()
-def _put(network: Network, weights: dict[str, Tensor]) -> None:
-    for name, parameter in network.named_parameters():
-        parameter.copy_(weights[name])
-
-
-def _weights(network: Network) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in network.named_parameters()}
-
-
-def _save(
-    checkpoints: Path,
-    progress: Progress,
-    network: Network,
-    optimiser: Optimiser,
-    average: Average | None,
-) -> None:
-    tensors = {"model": _weights(network), "optimiser": optimiser.state(), "rng": checkpoint.rng_state()}
-    if average:
-        tensors["ema"] = average.weights
-    state = {"progress": asdict(progress), "ema_updates": average.updates if average else 0}
-    checkpoint.save(checkpoints, checkpoint.Saved(progress.step, tensors, state))
-
-
-def _resume(
-    checkpoints: Path,
-    network: Network,
-    optimiser: Optimiser,
-    average: Average | None,
-    console: Console,
-) -> Progress:
+def _resume(checkpoints: Path, state: State, console: Console) -> None:
     saved, skipped = checkpoint.newest(checkpoints)
     for sentence in skipped:
         console.print(sentence, highlight=False, markup=False)
     if saved is None:
-        return Progress()
-    _put(network, saved.tensors["model"])
-    optimiser.load_state(saved.tensors["optimiser"])
-    if average:
-        average.weights = {name: saved.tensors["ema"][name] for name in average.weights}
-        average.updates = saved.state["ema_updates"]
-    torch.set_rng_state(saved.tensors["rng"]["torch"])
+        return
     console.print(f"resuming from step {saved.step}", highlight=False)
-    progress = Progress(**saved.state["progress"])
+    state.put_back(saved, console)
+    progress = state.progress
     progress.seconds_before = progress.seconds
-    return progress
+    while progress.best_step not in (0, progress.step) and _best(checkpoints, progress, console) is None:
+        pass
 
 
-def _take_best(checkpoints: Path, network: Network, average: Average | None, progress: Progress) -> None:
+def _best(checkpoints: Path, progress: Progress, console: Console) -> checkpoint.Saved | None:
+    """The checkpoint of the best weights; where it is broken it is named, and the next best takes its place."""
+    path = checkpoint.path_of(checkpoints, progress.best_step)
+    try:
+        return checkpoint.load(path)
+    except checkpoint.UNREADABLE as error:
+        progress.forget_best(progress.best_step)
+        instead = f"those of step {progress.best_step} count as the best" if progress.best_step else "later ones count"
+        console.print(f"{path} held the best weights and is broken ({error}): {instead}", highlight=False, markup=False)
+        return None
+
+
+def _roll_back(state: State, saver: Saver) -> int:
+    """Go back to the newest checkpoint that no skipped step precedes, with a smaller learning rate; where there is none,
+    the weights stay, which skipped steps have not changed.
+
+    Returns:
+        the step to go on from.
+
+    Raises:
+        FormaryError: that was done as often as it may be.
+    """
+    number, settings = state.guard.memory.roll_backs + 1, state.settings.stability
+    if number > settings.roll_backs:
+        raise FormaryError(
+            f"training diverged: {settings.roll_back_after} steps in a row were skipped, and {number - 1} roll-backs to a "
+            "smaller learning rate did not help; lower train.optimiser.lr and run again (incidents.jsonl in the run "
+            "folder says which batches and layers)"
+        )
+    saver.wait()
+    for step in reversed(checkpoint.steps_in(saver.folder)):
+        path = checkpoint.path_of(saver.folder, step)
+        try:
+            saved = checkpoint.load(path)
+        except checkpoint.UNREADABLE:
+            continue
+        if saved.state["guard"]["in_a_row"] == 0:
+            spent = state.progress.seconds, state.progress.seconds_before
+            state.put_back(saved)
+            state.progress.seconds, state.progress.seconds_before = spent
+            break
+        checkpoint.delete(path)  # a resume would take it
+    state.guard.rolled_back(number)
+    saver.save(state.captured(), also=state.progress.to_keep)
+    return state.progress.step
+
+
+def _out_of_memory(loss_of: Loss, state: State, batch: Batch, runtime: Runtime) -> memory.OutOfMemory:
+    def attempt(pieces: int) -> None:
+        state.optimiser.clear()
+        gradient(loss_of, state.network, batch, state.settings.model_copy(update={"micro_batch": pieces}), runtime)
+
+    return memory.explained(state.progress.step, batch, state.settings, attempt)
+
+
+def _take_best(checkpoints: Path, state: State, console: Console) -> None:
     """Leave the network with the best validated weights (averaged ones where the run averages)."""
-    if progress.best_step and progress.best_step != progress.step:
-        best = checkpoint.load(checkpoints / f"step-{progress.best_step:08d}")
-        _put(network, best.tensors["ema" if average else "model"])
-    elif average:
-        _put(network, average.weights)
-
-
-class _Signals:
-    came = False
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Notice Ctrl-C and SIGTERM instead of dying; a second Ctrl-C dies at once."""
-    noticed = _Signals()
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        if noticed.came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        noticed.came = True
-
-    try:
-        before = {number: signal.signal(number, notice) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller handles signals
-        before = {}
-    try:
-        yield noticed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    progress = state.progress
+    while progress.best_step not in (0, progress.step):
+        if best := _best(checkpoints, progress, console):
+            put_weights(state.network, best.tensors["ema" if state.average else "model"])
+            return
+    if state.average:
+        put_weights(state.network, state.average.weights)

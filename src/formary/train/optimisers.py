@@ -131,7 +131,8 @@ class Optimiser:
         for key, value in state.items():
             name, _, field = key.rpartition("/")
             parameter = self.named[name]
-            owners[parameter].state[parameter][field] = value.clone()
+            own_device = value.shape == parameter.shape or owners[parameter].defaults.get("fused")  # else a counter
+            owners[parameter].state[parameter][field] = value.to(parameter.device if own_device else "cpu", copy=True)
 
 
 def _parts(
