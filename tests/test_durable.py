@@ -140,6 +140,16 @@ def test_a_place_that_is_not_writable_is_an_error_of_ours(folder):
         durable.write_text(folder / "b.txt", "new")
 
 
+@pytest.mark.parametrize("below", ["b.txt", "c/b.txt"])
+def test_a_file_where_a_folder_should_be_is_named(file, below):
+    said = r"b\.txt: could not be written \(\S*/a\.txt is a file, not a folder\)"
+    with pytest.raises(StorageError, match=said):
+        durable.write_text(file / below, "new")
+    with pytest.raises(StorageError, match=said):
+        fill(file / below)
+    assert file.read_text() == "old" and names(file.parent) == ["a.txt"]
+
+
 def test_naming_says_which_file_and_what_is_left(tmp_path):
     path, left = tmp_path / "a", "the checkpoints are whole"
     with (

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def new_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _storage_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be removed was never written, or stays for `remove_leftovers`
+            temporary.unlink()
 
 
 @contextmanager
@@ -136,4 +137,8 @@ def _flush(path: Path) -> None:
 
 def _storage_error(path: Path, error: OSError, left: str = _NOTHING_LEFT) -> StorageError:
     advice = "; free some space and give the same command again" if error.errno in _FULL else ""
-    return StorageError(f"{path}: could not be written ({error.strerror or error}); {left}{advice}")
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        file = next((place for place in path.parents if place.is_file()), None)
+        reason = reason if file is None else f"{file} is a file, not a folder"
+    return StorageError(f"{path}: could not be written ({reason}); {left}{advice}")

@@ -58,8 +58,14 @@ def healthy(**options: Any) -> Iterator[Request]:
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("gpt-mini", "float64"), ("gpt-mini", "float32"), ("gpt-mini", "int8"), ("gpt2-mini", "float64")]
-    + [("seq2seq-mini", "float64"), ("bart-base", "float64")],
+    [
+        ("gpt-mini", "float64"),
+        ("gpt-mini", "float32"),
+        ("gpt-mini", "int8"),
+        ("gpt2-mini", "float64"),
+        ("seq2seq-mini", "float64"),
+        ("bart-base", "float64"),
+    ],
 )
 @pytest.mark.parametrize(
     "options",

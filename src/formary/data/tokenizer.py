@@ -106,9 +106,10 @@ class Tokenizer:
 
     def stream_decoder(self, *, skip_special_tokens: bool = False) -> StreamDecoder:
         """A decoder fed one id at a time; what it returns, joined, is `decode` of all the ids."""
+        skipped = self.special_ids if skip_special_tokens else frozenset()
         if isinstance(self.backend.decoder, decoders.ByteLevel):
-            return ByteStream(self, skip_special_tokens)
-        return WindowStream(self, skip_special_tokens)
+            return ByteStream(self.backend, skipped)
+        return WindowStream(self.backend, skipped)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:

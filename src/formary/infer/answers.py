@@ -6,12 +6,12 @@ for a row and what ends an answer, the task says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from formary.errors import RequestError
-from formary.infer.loaded import Model
+from formary.infer.generation import Writer
 from formary.model.topologies import Network
 from formary.tasks.protocol import Answer, AnsweringTask, LabelledTask, Precision, Row, WritingTask
 
@@ -34,11 +34,29 @@ def answers(
         raise RequestError(f"predict: task {task.name} neither predicts nor writes")
     prompts = [task.prompt_tokens(row, f"row {number}") for number, row in enumerate(rows, 1)]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))  # like lengths are read together
-    model = Model(network, task.tokenizer, defaults={"eos_token_id": list(task.ends)})
-    chosen = {name: value for name, value in options.items() if value is not None}
-    written = model.write([prompts[number] for number in order], {**task.writing(), **chosen})
+    written = writer_of(task, network).write([prompts[number] for number in order], writing(task, options))
     found: list[Answer] = [{} for _ in rows]
     for number, generation in zip(order, written, strict=True):
-        kept = [token for token in generation.tokens if token not in task.ends]
-        found[number] = {"text": task.tokenizer.decode(kept, skip_special_tokens=True)}
+        found[number] = written_answer(task, generation.tokens)
     return found
+
+
+def rows_of(task: LabelledTask, inputs: Sequence[str | Mapping[str, Any]]) -> list[Row]:
+    """Rows for a task; a text stands for a row with the column that the task asks for first."""
+    return [{task.asks[0]: value} if isinstance(value, str) else value for value in inputs]
+
+
+def writer_of(task: WritingTask, network: Network) -> Writer:
+    """What writes a task's answers; they end where the task says."""
+    return Writer(network, task.tokenizer, {"eos_token_id": list(task.ends)})
+
+
+def writing(task: WritingTask, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for writing answers: the task's, but for those that are given."""
+    return {**task.writing(), **{name: value for name, value in options.items() if value is not None}}
+
+
+def written_answer(task: WritingTask, tokens: Sequence[int]) -> Answer:
+    """The answer that written tokens are."""
+    kept = [token for token in tokens if token not in task.ends]
+    return {"text": task.tokenizer.decode(kept, skip_special_tokens=True)}

@@ -7,15 +7,17 @@ rules of Hugging Face's `generate`, so that both find the same sequences. It doe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from formary.errors import RequestError
 from formary.infer.stepper import Stepper
 from formary.model.topologies import Network
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,23 @@ class Hypothesis:
     finish: Literal["stop", "length"]
 
 
+def beam_search(network: Network, prompt: Sequence[int], **options: Any) -> list[Hypothesis]:
+    """The n best of the sequences that follow `prompt`, best first; options and errors as `beam_steps`."""
+    return run_out(beam_steps(network, prompt, **options))
+
+
+def run_out(steps: Generator[None, None, T]) -> T:
+    """What steps come to, taken one after another to their end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+
+
 @torch.inference_mode()
-def beam_search(
+def beam_steps(
     network: Network,
     prompt: Sequence[int],
     *,
@@ -39,8 +56,8 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
     stop_tokens: frozenset[int] = frozenset(),
-) -> list[Hypothesis]:
-    """The n best of the sequences that follow `prompt`, best first.
+) -> Generator[None, None, list[Hypothesis]]:
+    """The n best of the sequences that follow `prompt`, best first; it stops after every step, and may be left there.
 
     Args:
         prompt: a decoder's tokens so far, or what an encoder-decoder's target begins with.
@@ -81,6 +98,7 @@ def beam_search(
             stepper.cache.copy(0, row)
         if length > 1:
             stepper.cache.reorder([beginning.parent for beginning in running])
+        yield
         logits = stepper.decode([beginning.tokens[-1] for beginning in running])
     return finished[:n]
 

@@ -1,29 +1,28 @@
 """A loaded model: text in, text out. `formary.load(path)` gives a `Model`; `generate` is what most people call.
 
-It joins a network, its tokenizer and its generation defaults, and turns arguments into engine requests.
-The loop over tokens is the engine's; reading files is `hub`'s.
+It joins a network, its tokenizer, its generation defaults, its chat template and its task. Writing is `generation`'s,
+answering rows `answers`'; reading files is `hub`'s.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
 
 from formary.data.chat import Message, render, template_in
 from formary.data.tokenizer import Tokenizer
-from formary.errors import RequestError, nearest
-from formary.infer import constrain
-from formary.infer.beam import Hypothesis, beam_search
-from formary.infer.engine import Engine, Event, Finish, Request
+from formary.errors import RequestError
+from formary.infer.answers import answers, rows_of
+from formary.infer.engine import Request
+from formary.infer.generation import Generation, Options, Writer, settings_from
 from formary.infer.precision import autocast
 from formary.infer.probe import Choice, prepared
-from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
 from formary.model.heads import LanguageHead
@@ -32,72 +31,9 @@ from formary.model.topologies import Encoder, EncoderDecoder, Network
 if TYPE_CHECKING:
     from formary.tasks.protocol import LabelledTask
 
-_MAX_TOKENS = 256
-_MOST_SLOTS = 32
-_CHUNK = 2048  # nobody else waits while a call's own prompts are read
-_FILTERS = ("top_k", "top_p", "min_p", "typical_p")
+__all__ = ["Candidate", "Generation", "Model", "Options", "load", "settings_from"]
+
 _MASK = "[MASK]"
-
-TopLogprobs = tuple[tuple[tuple[int, float], ...], ...]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote.
-
-    Args:
-        text: the answer, without stop strings and special tokens; with `echo`, after the prompt.
-        tokens: every generated id, an end token included.
-        finish_reason: "stop" (end token or stop string) or "length" (max_tokens or the context).
-        prompt_tokens: how many tokens were read.
-        logprobs: the model's log-probability of each token (natural), when asked for.
-        top_logprobs: the likeliest (id, log-probability) pairs at each token, when asked for.
-        prompt_logprobs: with `echo` and `logprobs`, of each prompt token; None for the first.
-        score: beam search's.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: Finish
-    prompt_tokens: int
-    logprobs: tuple[float, ...] | None = None
-    top_logprobs: TopLogprobs | None = None
-    prompt_logprobs: tuple[float | None, ...] | None = None
-    score: float | None = None
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class Options(TypedDict, total=False):
-    """How to write, by name; each is explained in `Model.generate` and `SamplingSettings`.
-
-    None means the model's default, and for the filters (top_k, top_p, min_p, typical_p) off.
-    """
-
-    max_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    typical_p: float | None
-    logit_bias: Mapping[int, float] | None
-    repetition_penalty: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-    logprobs: int | None
-    sliding: bool
-    beams: int | None
-    length_penalty: float
-    early_stopping: bool | Literal["never"]
-    json_schema: Mapping[str, Any] | str | None
-    regex: str | None
-    choice: Sequence[str] | None
-
-
-_OPTIONS = tuple(Options.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -137,6 +73,7 @@ class Model:
         self.folder = folder
         self.family = family
         self.formary = dict(formary or {})
+        self.parameters = sum(parameter.numel() for parameter in network.parameters())  # before any is rounded
 
     @property
     def config(self) -> ModelConfig:
@@ -181,12 +118,11 @@ class Model:
             raise RequestError(f"prompt: must be a text or a list of texts, not {type(prompt).__name__}")
         texts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [self.prompt_tokens(text) for text in texts]
-        written = self.write(prompts, options, n=n)
+        if echo and isinstance(self.network, EncoderDecoder):
+            raise RequestError("echo: an encoder-decoder does not write on from its source text")
+        written = self.writer.write(prompts, options, n=n, scored=echo)
         if echo:
-            written = [
-                self._echoed(texts[place // n], prompts[place // n], generation)
-                for place, generation in enumerate(written)
-            ]
+            written = [replace(found, text=texts[place // n] + found.text) for place, found in enumerate(written)]
         return written[0] if single and n == 1 else written
 
     def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[str]:
@@ -194,8 +130,7 @@ class Model:
 
         Characters are never broken, and text that may become a stop string is held back until it cannot.
         """
-        request, _ = self.request(self.prompt_tokens(prompt), 1, options)
-        return self._pieces(request)
+        return self.writer.pieces(self.prompt_tokens(prompt), options)
 
     def chat(
         self, messages: Sequence[Message], *, n: int = 1, **options: Unpack[Options]
@@ -210,8 +145,7 @@ class Model:
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
         """`chat`, piece by piece."""
-        request, _ = self.request(self.chat_tokens(messages), 1, options)
-        return self._pieces(request)
+        return self.writer.pieces(self.chat_tokens(messages), options)
 
     def chat_tokens(self, messages: Sequence[Message], **variables: Any) -> tuple[int, ...]:
         """The conversation as the model reads it; the template writes special tokens itself, none is added."""
@@ -296,12 +230,10 @@ class Model:
         Raises:
             RequestError: the model has no task that predicts. DataError: an input is not as the task needs it.
         """
-        from formary.infer.answers import answers
-
         task = self.task
         if isinstance(inputs, str | Mapping):
             raise RequestError("inputs: pass a list of texts or rows, such as [text]")
-        rows = [{task.asks[0]: value} if isinstance(value, str) else value for value in inputs]
+        rows = rows_of(task, inputs)
         if precision == "auto" and task.answers == "vectors":
             precision = "float32"
         device = next(self.network.parameters()).device
@@ -337,122 +269,29 @@ class Model:
         changed.__dict__.pop("task", None)
         return changed, choice
 
+    @property
+    def writer(self) -> Writer:
+        """What writes with this network: tokens in, generations out."""
+        return Writer(self.network, self.tokenizer, self.generation_config)
+
     def write(self, prompts: Sequence[tuple[int, ...]], options: Mapping[str, Any], *, n: int = 1) -> list[Generation]:
         """`generate` for prompts that are tokens already, exactly as the network reads them."""
-        requests = []
-        for prompt in prompts:
-            request, beam_options = self.request(prompt, n, options)
-            if beam_options is not None:
-                return [self._from_beam(p, h) for p in prompts for h in self._beam(p, n, request, beam_options)]
-            requests.append(request)
-        events: dict[tuple[int | str, int], list[Event]] = {}
-        for event in self._engine(requests).generate(requests):
-            events.setdefault((event.request, event.sample), []).append(event)
-        return [
-            _collected(events[key], requests[int(key[0])]) for key in sorted(events, key=lambda key: (key[0], key[1]))
-        ]
-
-    # From here on: how arguments become requests, and events become answers.
-
-    def _pieces(self, request: Request) -> Iterator[str]:
-        for event in self._engine([request]).generate([request]):
-            if event.text:
-                yield event.text
-
-    def _engine(self, requests: Sequence[Request]) -> Engine:
-        """An engine for one call, so that a stream that is still open is in nobody's way.
-
-        Its cache takes memory only where it is written.
-        """
-        longest = max((len(request.prompt) + request.max_tokens for request in requests), default=1)
-        whole = any(request.sliding for request in requests) or self.config.encoder is not None
-        return Engine(
-            self.network,
-            slots=min(max(sum(request.n for request in requests), 1), _MOST_SLOTS),
-            context=self.config.context if whole else min(longest, self.config.context),
-            text_decoder=self.text_decoder,
-            chunk=_CHUNK,
-        )
-
-    @property
-    def text_decoder(self) -> Any:
-        """Makes a fresh `TextDecoder` for an answer, as the engine takes it."""
-        # The sentinels of span corruption are special tokens, and the answer itself.
-        return partial(self.tokenizer.stream_decoder, skip_special_tokens=not self.tokenizer.sentinel_ids)
+        return self.writer.write(prompts, options, n=n)
 
     def request(
         self, prompt: tuple[int, ...], n: int, options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any] | None]:
-        """The engine's request for the options of `generate`, and those of beam search when that is asked for.
+        """The engine's request for the options of `generate`, and those of beam search; see `Writer.request`."""
+        return self.writer.request(prompt, n, options)
 
-        Raises:
-            RequestError: an unknown option, or a value that cannot be followed.
-        """
-        for name in options:
-            if name not in _OPTIONS:
-                hint = nearest(name, _OPTIONS) or f"options: {', '.join(_OPTIONS)}"
-                raise RequestError(f"there is no option '{name}'; {hint}")
-        given = {name: value for name, value in options.items() if value is not None or name in _FILTERS}
-        merged = {**self.defaults, **given}
-        if "temperature" not in given and not merged.get("temperature") and any(given.get(f) for f in _FILTERS):
-            merged["temperature"] = 1.0
-        stop = merged.get("stop", ())
-        request = Request(
-            prompt=prompt,
-            settings=SamplingSettings(**{name: merged[name] for name in SETTINGS if name in merged}),
-            max_tokens=merged.get("max_tokens", _MAX_TOKENS),
-            n=n,
-            prefix=self._prefix(),
-            stop_tokens=self.stop_tokens(),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            logprobs=merged.get("logprobs"),
-            sliding=merged.get("sliding", False),
-            constraint=constrain.asked_for(given, self.tokenizer, ends=self.stop_tokens()),
-        )
-        if given.get("beams") is None:
-            for name in ("length_penalty", "early_stopping"):
-                if name in given:
-                    raise RequestError(f"{name}: belongs to beam search; give beams as well")
-            return request, None
-        refused = [
-            name
-            for name in (*SETTINGS, "logprobs", "sliding", "stop", *constrain.KINDS)
-            if (given.get(name) or name in given.keys() & constrain.KINDS.keys())
-            and name != "seed"
-            and (name, given[name]) != ("repetition_penalty", 1)
-        ]
-        if refused:
-            raise RequestError(f"{refused[0]}: beam search does not follow it; leave out either it or beams")
-        return request, {name: merged[name] for name in ("beams", "length_penalty", "early_stopping") if name in merged}
+    @property
+    def text_decoder(self) -> Any:
+        """Makes a fresh `TextDecoder` for an answer, as the engine takes it."""
+        return self.writer.text_decoder
 
-    def _beam(self, prompt: tuple[int, ...], n: int, request: Request, options: Mapping[str, Any]) -> list[Hypothesis]:
-        seq2seq = self.config.encoder is not None
-        if self.config.encoder is not None and len(prompt) > self.config.encoder.context:
-            raise RequestError(
-                f"prompt: {len(prompt)} tokens are more than the encoder's {self.config.encoder.context}"
-            )
-        return beam_search(
-            self.network,
-            (request.prefix or ()) if seq2seq else prompt,
-            source=prompt if seq2seq else None,
-            max_tokens=request.max_tokens,
-            n=n,
-            stop_tokens=request.stop_tokens or frozenset(),
-            **options,
-        )
-
-    def _from_beam(self, prompt: tuple[int, ...], hypothesis: Hypothesis) -> Generation:
-        kept = hypothesis.tokens[:-1] if hypothesis.finish == "stop" else hypothesis.tokens
-        text = self.tokenizer.decode(kept, skip_special_tokens=not self.tokenizer.sentinel_ids)
-        return Generation(text, hypothesis.tokens, hypothesis.finish, len(prompt), score=hypothesis.score)
-
-    def _echoed(self, text: str, prompt: tuple[int, ...], generation: Generation) -> Generation:
-        scores: tuple[float | None, ...] | None = None
-        if isinstance(self.network, EncoderDecoder):
-            raise RequestError("echo: an encoder-decoder does not write on from its source text")
-        if generation.logprobs is not None:
-            scores = (None, *Stepper(self.network, slots=1, context=1).token_logprobs(prompt))
-        return replace(generation, text=text + generation.text, prompt_logprobs=scores)
+    def stop_tokens(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        return self.writer.stop_tokens()
 
     def prompt_tokens(self, text: str) -> tuple[int, ...]:
         """The prompt as the family reads it: with the tokens its tokenizer puts around a text, at least one."""
@@ -466,21 +305,6 @@ class Model:
         ids = (self.config.bos_id, self.tokenizer.bos_id, self.config.eos_id, self.tokenizer.eos_id)
         return next((token for token in ids if token is not None), None)
 
-    def stop_tokens(self) -> frozenset[int]:
-        """The ids that end an answer."""
-        listed = self.generation_config.get("eos_token_id")
-        ids = listed if isinstance(listed, list) else [listed]
-        return frozenset(int(token) for token in (*ids, self.config.eos_id, self.tokenizer.eos_id) if token is not None)
-
-    def _prefix(self) -> tuple[int, ...] | None:
-        """What a target begins with: the start token, and the first token that some families force (BART)."""
-        if not isinstance(self.network, EncoderDecoder):
-            return None
-        start = self.config.decoder_start_id
-        start = self.generation_config.get("decoder_start_token_id", self.tokenizer.pad_id) if start is None else start
-        forced = self.generation_config.get("forced_bos_token_id")
-        return tuple(int(token) for token in (start, forced) if token is not None)
-
     def _score_tokens(self, tokens: list[int]) -> list[float]:
         start = self._start_token()
         self._check_length(tokens)
@@ -491,7 +315,7 @@ class Model:
 
     def _score_target(self, source: str, target: str) -> list[float]:
         source_tokens = self.prompt_tokens(source)
-        tokens = [*(self._prefix() or ())[:1], *self.prompt_tokens(target)]
+        tokens = [*self.writer.prefix()[:1], *self.prompt_tokens(target)]
         self._check_length(tokens[1:])
         return Stepper(self.network, slots=1, context=1).token_logprobs(tokens, source_tokens)
 
@@ -537,36 +361,3 @@ def load(path: str | Path, *, precision: str = "float32") -> Model:
         formary=loaded.formary,
     )
     return model.in_precision(precision)[0]
-
-
-def settings_from(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `generate` that a generation_config.json stands for; what it does not know is left out.
-
-    Hugging Face samples only with do_sample: true, and means "off" by top_k 0 or null.
-    """
-    names = {"max_new_tokens": "max_tokens"} | {name: name for name in SETTINGS if name not in ("logit_bias", "seed")}
-    found = {
-        ours: generation_config[theirs] for theirs, ours in names.items() if generation_config.get(theirs) is not None
-    }
-    if not found.get("top_k"):
-        found.pop("top_k", None)
-    if generation_config.get("do_sample"):
-        found.setdefault("temperature", 1.0)
-    else:
-        found = {name: value for name, value in found.items() if name not in ("temperature", *_FILTERS)}
-    return found
-
-
-def _collected(events: Iterable[Event], request: Request) -> Generation:
-    events = list(events)
-    finish = events[-1].finish
-    assert finish is not None and finish != "error", "Engine.generate raises where an answer fails"
-    wanted = request.logprobs
-    return Generation(
-        text="".join(event.text for event in events),
-        tokens=tuple(event.token for event in events),
-        finish_reason=finish,
-        prompt_tokens=len(request.prompt),
-        logprobs=None if wanted is None else tuple(event.logprob for event in events if event.logprob is not None),
-        top_logprobs=tuple(event.top for event in events) if wanted else None,
-    )

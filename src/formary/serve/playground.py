@@ -211,7 +211,7 @@ def described(name: str, model: Model) -> dict[str, Any]:
         "family": model.family,
         "labels": labels,
         "context": config.context,
-        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "parameters": model.parameters,
         "layers": config.transformer.layers,
         "width": config.transformer.width,
         "vocab_size": config.vocab_size,
