@@ -387,7 +387,7 @@ def test_a_training_that_is_killed_resumes_to_the_same_bytes(finished, place):
     assert killed.returncode == -signal.SIGKILL
     out = io.StringIO()
     result = place.run(console=Console(file=out, width=200))
-    assert result.did == ("train", "evaluate", "report") and "resuming from step 4" in out.getvalue()
+    assert result.did == ("train", "evaluate", "report") and re.search("resuming from step [234]", out.getvalue())
     assert place.weights() == finished.weights()
     assert (place.run_folder / "evaluation.json").read_bytes() == (finished.run_folder / "evaluation.json").read_bytes()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ class Context:
     times: dict[str, float]  # stage -> seconds it took
     watch: Watch | None = None  # is told of every validation, and may stop the training
     processes: Processes = ALONE  # this one among those of the run
+    data: Mapping[str, str] = field(default_factory=dict)  # hashes of the data files by path
+    allow_changed: bool = False  # go on with what a training on other data or of another recipe has learned
 
     @property
     def documents(self) -> Path:

@@ -34,7 +34,8 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         seconds of training before this go, as every train stage.
     """
     from formary.data import tokenizer
-    from formary.pipeline.model import checkpoint_folder, describer, generation_defaults, save_model, say_model
+    from formary.pipeline.model import describer, generation_defaults, save_model, say_model
+    from formary.pipeline.resuming import checkpoint_folder
     from formary.tasks.protocol import ReferringTask
     from formary.tasks.reading import RowBatches, in_batches
     from formary.train.loop import train

@@ -6,7 +6,6 @@ What the train stages of pretraining and of labelled tasks share.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from formary import durable
@@ -78,18 +77,6 @@ def describer(tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], list[str]]:
         return [tokenizer.decode(row.tolist()) for row in rows]
 
     return describe
-
-
-def checkpoint_folder(context: Context) -> Path:
-    """Where this training keeps its checkpoints; those of another recipe in this run folder are deleted."""
-    import shutil
-
-    checkpoints, mine = context.folder / "checkpoints", context.keys["train"][:12]
-    if checkpoints.is_dir() and context.processes.leads:
-        for other in checkpoints.iterdir():  # metrics.jsonl can follow only one
-            if other.name != mine:
-                shutil.rmtree(other, ignore_errors=True)
-    return checkpoints / mine
 
 
 def save_model(

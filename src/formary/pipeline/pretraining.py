@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from formary import durable
 from formary.pipeline.context import Context, open_tokens
 from formary.pipeline.model import (
-    checkpoint_folder,
     describer,
     generation_defaults,
     loaded_start,
     save_model,
     say_model,
 )
+from formary.pipeline.resuming import checkpoint_folder
 from formary.recipe.schema import Recipe, Train
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from formary.errors import FormaryError, RecipeError
 from formary.pipeline.context import Context, existing
 from formary.pipeline.fitting import check_model, check_processes
 from formary.pipeline.ownership import check_owner, remember_owner
+from formary.pipeline.resuming import check_unfinished
 from formary.pipeline.stages import Stage, stages_of
 from formary.recipe import Recipe, bundled, read, to_yaml
 from formary.train.processes import Processes, joined
@@ -57,6 +58,7 @@ def run(
     until: str = "report",
     console: Console | None = None,
     watch: Watch | None = None,
+    allow_changed: bool = False,
 ) -> RunResult:
     """Execute a recipe up to the stage `until`; "prepare" stands for all that comes before training.
 
@@ -68,6 +70,7 @@ def run(
         folder: the run folder; the recipe's run_folder or runs/NAME when left out, if no other recipe ran there.
         console: where to speak; the terminal when left out.
         watch: is told of every validation, and may stop the training, as `train.loop.train` says.
+        allow_changed: go on from the checkpoints of a training on other data or of another recipe, as far as they fit.
 
     Raises:
         FormaryError: something the user can mend. The stages before it are kept.
@@ -90,7 +93,7 @@ def run(
         console = console or Console()
         if start := bundled.starting_recipe(recipe, base):
             _run_start(start, recipe, base, place, console)
-        return _lead(recipe, called, base, file, place, until, console, watch, processes)
+        return _lead(recipe, called, base, file, place, until, console, watch, processes, allow_changed)
 
 
 def _lead(
@@ -103,6 +106,7 @@ def _lead(
     console: Console,
     watch: Watch | None,
     processes: Processes,
+    allow_changed: bool,
 ) -> RunResult:
     """The run, as one process or as the first of several: the stages that wait to be done, in order."""
     began = time.perf_counter()
@@ -115,6 +119,8 @@ def _lead(
         speak = _Tee(console, log)
         done = _read_done(folder)
         waiting = [stage for stage in wanted if not _is_done(stage, keys, done, folder)]
+        data = _by_path(fingerprints)
+        check_unfinished(folder, recipe, keys["train"], data, allow_changed=allow_changed)
         if fingerprints != durable.read_json(folder / _FINGERPRINTS):
             durable.write_json(folder / _FINGERPRINTS, fingerprints)
         remember_owner(folder, file)
@@ -131,7 +137,8 @@ def _lead(
         for stage in waiting:
             times = {name: entry["seconds"] for name, entry in done.items()}
             processes.wait()
-            _execute(stage, Context(recipe, tuple(called), base, folder, speak, keys, times, watch, processes), done)
+            given = (recipe, tuple(called), base, folder, speak, keys, times, watch, processes, data, allow_changed)
+            _execute(stage, Context(*given), done)
         processes.wait()
     return _result(folder, did)
 

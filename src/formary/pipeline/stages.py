@@ -122,6 +122,19 @@ def _tokens(context: Context) -> None:
 
 
 def _train(context: Context) -> float:
+    from formary.pipeline import resuming
+
+    if context.processes.leads:
+        resuming.claim(context, context.data, allow_changed=context.allow_changed)
+    context.processes.wait()
+    seconds = trained(context)
+    if context.processes.leads:
+        resuming.finished(context)
+    return seconds
+
+
+def trained(context: Context) -> float:
+    """Train as the recipe's task does it, and return the seconds that earlier goes took."""
     from formary.tasks.registry import labelled_task
 
     if task := labelled_task(context.recipe.task):
@@ -192,7 +205,7 @@ STAGES: tuple[Stage, ...] = (
         "encode the documents into token shards",
         lambda recipe: recipe.data.words,
         _tokens,
-        tuple(f"data/tokens/{split}/meta.json" for split in SPLITS),
+        tuple(f"data/tokens/{split}/{name}" for split in SPLITS for name in ("meta.json", "tokens.bin")),
         for_rows=False,
     ),
     Stage(
