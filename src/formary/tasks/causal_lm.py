@@ -5,13 +5,13 @@ Documents are packed end to end into windows; with `cross_documents: false` atte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from formary.data.batches import Windows, stream_windows
+from formary.data.batches import IGNORED, Windows, stream_windows
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.model.config import ModelConfig, Topology
@@ -21,7 +21,8 @@ from formary.model.transformer import document_mask
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import cross_entropy
 from formary.tasks.models import scratch_config
-from formary.tasks.protocol import Batch
+from formary.tasks.protocol import Batch, Example
+from formary.tasks.reading import padded
 
 
 class CausalLM:
@@ -54,6 +55,12 @@ class CausalLM:
         train = self.recipe.train
         for rows in stream_windows(shards, context=train.context, batch=train.batch_size, max_tokens=max_tokens):
             yield {"tokens": torch.from_numpy(rows.tokens), "targets": torch.from_numpy(rows.targets)}
+
+    def collate_documents(self, examples: Sequence[Example]) -> Batch:
+        """Documents, or stretches of them, each in a row of its own: every token but the first is predicted once."""
+        inputs = [example.tokens[:-1] for example in examples]
+        targets = [example.tokens[1:] for example in examples]
+        return {"tokens": padded(inputs, self.tokenizer.pad_id or 0), "targets": padded(targets, IGNORED)}
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         assert isinstance(network, Decoder) and isinstance(network.head, LanguageHead)

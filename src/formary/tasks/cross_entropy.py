@@ -31,6 +31,12 @@ def cross_entropy(
     """
     scored = targets != IGNORED
     count = scored.sum()
+    if head._forward_hooks and torch.is_grad_enabled():  # who watches the head is to see whole rows go through it
+        logits = head(hidden).float().flatten(0, -2)
+        loss = F.cross_entropy(
+            logits, targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+        )
+        return loss, count
     hidden = hidden[scored] if not bool(scored.all()) else hidden.flatten(0, -2)
     loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         head.prepare(hidden), head.weight, head.bias, targets[scored], smoothing
