@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from formary.model.topologies import Network
+from formary.train.parts import part_like
 
 
 class Average:
@@ -46,9 +47,9 @@ def averaged(network: Network, average: Average | None) -> Iterator[None]:
 
 @torch.no_grad()
 def put_weights(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into the network's own, by name."""
+    """Copy weights, whole or in parts, into the network's own, by name."""
     for name, parameter in network.named_parameters():
-        parameter.copy_(weights[name])
+        parameter.copy_(part_like(weights[name], parameter))
 
 
 def weights_of(network: Network) -> dict[str, Tensor]:

@@ -14,25 +14,23 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from formary.errors import FormaryError, RecipeError
 from formary.model.topologies import Network
 from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch, Batches
 from formary.train import checkpoint, memory, rng, signals
-from formary.train.average import Average, averaged, put_weights
+from formary.train.average import Average, averaged
 from formary.train.machine import Runtime
 from formary.train.optimisers import Optimiser
+from formary.train.parallel import Loss, Spread, recompute_activations
+from formary.train.parts import norm_of
 from formary.train.records import ProgressLine, Records, duration
 from formary.train.saving import Saver
 from formary.train.schedules import lr_factor
 from formary.train.stability import Describe, Guard, Incidents, post_mortem
 from formary.train.state import Progress, State
 from formary.train.tuning import lr_scale
-
-Loss = Callable[[Network, Batch], tuple[Tensor, Tensor]]
-"""The summed loss of a batch in nats and the number of predictions in it, both scalars."""
 
 _RECORDS = 1000  # at most about this many training lines in metrics.jsonl
 
@@ -102,6 +100,9 @@ def train(
         FormaryError: training diverged, again after every roll-back.
     """
     network.to(runtime.device)
+    recompute_activations(network, settings.activation_checkpointing)
+    spread = Spread(loss_of, network, runtime, batch=lambda: batches.batch(0), compiled=compiled)
+    network, processes = spread.network, spread.processes
     total = total_steps(settings, batches)
     rng.seed_all(settings.seed)
     optimiser = Optimiser(
@@ -112,19 +113,18 @@ def train(
     )
     average = Average(network, settings.ema) if settings.ema else None
     guard = Guard(settings.stability, spikes=spikes)
-    state = State(network, optimiser, average, guard, settings, runtime.threads)
+    state = State(network, optimiser, average, guard, settings, runtime.threads, spread)
     _resume(checkpoints, state, console)
     progress = state.progress
-    step_loss = torch.compile(loss_of) if compiled else loss_of
-    records = Records(run, resume_step=progress.step)
-    incidents = Incidents(run, resume_step=progress.step, roll_backs=guard.memory.roll_backs)
+    records = Records(run, resume_step=progress.step, writes=processes.leads)
+    incidents = Incidents(run, resume_step=progress.step, roll_backs=guard.memory.roll_backs, writes=processes.leads)
     every = max(1, total // _RECORDS)
     saved_step = progress.step
 
     with (
         ProgressLine(console, total) as line,
         signals.noticed() as came,
-        Saver(checkpoints, keep=settings.keep) as saver,
+        Saver(checkpoints, keep=settings.keep, writes=processes.leads) as saver,
     ):
 
         def save() -> None:
@@ -138,17 +138,19 @@ def train(
         while progress.step < total and not _has_levelled_off(progress, settings):
             began = time.perf_counter()
             saver.check()
+            spread.seed(settings.seed, progress.step)
             try:
                 batch = batches.batch(progress.step)
             except Exception:  # the data failed, not the training: nothing of it is lost
-                save()
+                if spread.kind != "fsdp":  # the others may have got theirs, and would not help to save
+                    save()
                 raise
             try:
-                loss, _, norm = gradient(step_loss, network, batch, settings, runtime)
+                loss, _, norm = gradient(spread.loss, network, batch, settings, runtime, spread)
             except (MemoryError, RuntimeError) as error:
                 if not memory.is_memory(error):
                     raise
-                raise _out_of_memory(step_loss, state, batch, runtime) from error
+                raise _out_of_memory(state, batch, runtime) from error
             factor = lr_factor(settings.schedule, progress.step, total) * guard.lr_factor
             harm = guard.judge(loss, norm)
             if harm is None:
@@ -159,7 +161,7 @@ def train(
                 line.say(f"step {progress.step}: {harm}; the step was skipped")
                 found: dict[str, object] = {"why": harm}
                 if not incidents.enough:
-                    found |= post_mortem(loss_of, network, batch, runtime, norm=norm, describe=describe)
+                    found |= post_mortem(spread.measured_loss, network, batch, runtime, norm=norm, describe=describe)
                 incidents.write(progress.step, guard.memory.roll_backs, **found)
                 optimiser.clear()
                 if guard.must_roll_back:
@@ -170,7 +172,7 @@ def train(
                         f"there on with {guard.lr_factor:g} of the learning rate"
                     )
                     records.close()
-                    records, saved_step = Records(run, resume_step=back), back
+                    records, saved_step = Records(run, resume_step=back, writes=processes.leads), back
                     continue
             elapsed = time.perf_counter() - began
             progress.passed(batch["tokens"].numel(), elapsed, None if harm else loss)
@@ -192,8 +194,8 @@ def train(
                 if validation is not None:
                     began = time.perf_counter()
                     with averaged(network, average):
-                        measured = validation_loss(loss_of, network, validation(), runtime)
-                        scored = score(network) if score else None
+                        measured = validation_loss(spread.measured_loss, network, validation(), runtime, spread)
+                        scored = spread.asked(score) if score else None
                     values = {"validation_loss": measured, "validation_seconds": time.perf_counter() - began}
                     said = f"step {progress.step}: validation loss {measured:.4f}"
                     if token_bytes:
@@ -214,12 +216,12 @@ def train(
                     progress.best_step = progress.step
             if sample and settings.sample_every and progress.step % settings.sample_every == 0:
                 with averaged(network, average):
-                    text = sample(network)
+                    text = spread.asked(sample)
                 records.write(progress.step, {"sample": text})
                 line.say(f"  it writes: {text!r}")
             if progress.step % settings.save_every == 0 or progress.step == total:
                 save()
-            if came.came:
+            if processes.any(came.came):
                 save()
                 saver.wait()
                 records.close()
@@ -255,27 +257,32 @@ def gradient(
     batch: Batch,
     settings: Train,
     runtime: Runtime,
+    spread: Spread | None = None,
 ) -> tuple[float, int, float]:
     """Leave the gradient of the mean loss of `batch` on the parameters, clipped.
 
     The batch goes through in pieces of `micro_batch` sequences whose summed losses are divided by the count of all
-    predictions at the end, so the result does not depend on how it was cut.
+    predictions at the end, so the result does not depend on how it was cut, nor on how many processes share it.
+
+    Args:
+        spread: of several processes; each learns from its part. Left out, this process learns from all of the batch.
 
     Returns:
         Mean loss in nats, number of predictions, gradient norm before clipping.
     """
-    size = len(batch["tokens"])
-    piece = settings.micro_batch or size
+    spread = spread or Spread.alone(loss_of, network, runtime)
     loss_sum, count = 0.0, 0
-    for start in range(0, size, piece):
-        part = {name: tensor[start : start + piece].to(runtime.device) for name, tensor in batch.items()}
-        with runtime.autocast():
-            summed, predictions = loss_of(network, part)
-        summed.backward()  # type: ignore[no-untyped-call]
-        loss_sum, count = loss_sum + float(summed.detach()), count + int(predictions)
+    for part, counts, context in spread.pieces(batch, settings.micro_batch):
+        with context:
+            with runtime.autocast():
+                summed, predictions = loss_of(network, part)
+            (summed if counts else summed * 0).backward()  # type: ignore[no-untyped-call]
+        if counts:
+            loss_sum, count = loss_sum + float(summed.detach()), count + int(predictions)
+    loss_sum, count = spread.total(loss_sum, count)
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / max(count, 1)
-    scale = 1 / max(count, 1)
+    scale = spread.gradient_factor / max(count, 1)
+    norm = norm_of(gradients) * scale
     if settings.clip and norm > settings.clip:
         scale *= settings.clip / norm
     torch._foreach_mul_(gradients, scale)
@@ -283,24 +290,33 @@ def gradient(
 
 
 @torch.no_grad()
-def validation_loss(loss_of: Loss, network: Network, batches: Iterable[Batch], runtime: Runtime) -> float:
-    """Mean loss in nats per prediction over the batches."""
+def validation_loss(
+    loss_of: Loss, network: Network, batches: Iterable[Batch], runtime: Runtime, spread: Spread | None = None
+) -> float:
+    """Mean loss in nats per prediction over the batches; of several processes each measures its part of each batch."""
+    spread = spread or Spread.alone(loss_of, network, runtime)
     network.eval()
     loss_sum, count = 0.0, 0
     for batch in batches:
-        with runtime.autocast():
-            summed, predictions = loss_of(network, {name: tensor.to(runtime.device) for name, tensor in batch.items()})
-        loss_sum, count = loss_sum + float(summed), count + int(predictions)
+        for part, counts, _ in spread.pieces(batch, None):
+            with runtime.autocast():
+                summed, predictions = loss_of(network, part)
+            if counts:
+                loss_sum, count = loss_sum + float(summed), count + int(predictions)
+    loss_sum, count = spread.total(loss_sum, count)
     network.train()
     return loss_sum / max(count, 1)
 
 
 def _resume(checkpoints: Path, state: State, console: Console) -> None:
-    saved, skipped = checkpoint.newest(checkpoints)
+    processes = state.spread.processes
+    saved, skipped = checkpoint.newest(checkpoints) if processes.leads else (None, [])
     for sentence in skipped:
         console.print(sentence, highlight=False, markup=False)
-    if saved is None:
+    step = processes.agree(saved.step if saved else None)
+    if step is None:
         return
+    saved = saved or checkpoint.load(checkpoint.path_of(checkpoints, step))
     console.print(f"resuming from step {saved.step}", highlight=False)
     state.put_back(saved, console)
     progress = state.progress
@@ -339,6 +355,7 @@ def _roll_back(state: State, saver: Saver) -> int:
             "folder says which batches and layers)"
         )
     saver.wait()
+    state.spread.processes.wait()  # until the leader has saved
     for step in reversed(checkpoint.steps_in(saver.folder)):
         path = checkpoint.path_of(saver.folder, step)
         try:
@@ -356,20 +373,30 @@ def _roll_back(state: State, saver: Saver) -> int:
     return state.progress.step
 
 
-def _out_of_memory(loss_of: Loss, state: State, batch: Batch, runtime: Runtime) -> memory.OutOfMemory:
+def _out_of_memory(state: State, batch: Batch, runtime: Runtime) -> memory.OutOfMemory:
+    processes, loss_of = state.spread.processes, state.spread.loss
+
     def attempt(pieces: int) -> None:
         state.optimiser.clear()
         gradient(loss_of, state.network, batch, state.settings.model_copy(update={"micro_batch": pieces}), runtime)
 
+    if processes.count > 1:  # the others would have to try with it
+        sequences, tokens = batch["tokens"].shape[:2]
+        return memory.OutOfMemory(
+            f"step {state.progress.step}: memory ran out in process {processes.rank} of {processes.count} (counted from 0) "
+            f"on its part of {sequences} sequences of {tokens} tokens; lower train.micro_batch (now "
+            f"{state.settings.micro_batch or -(-sequences // processes.count)}), set train.activation_checkpointing, or "
+            "machine.parallel: fsdp"
+        )
     return memory.explained(state.progress.step, batch, state.settings, attempt)
 
 
 def _take_best(checkpoints: Path, state: State, console: Console) -> None:
     """Leave the network with the best validated weights (averaged ones where the run averages)."""
-    progress = state.progress
+    progress, weights = state.progress, state.average.weights if state.average else None
+    state.spread.processes.wait()  # until the leader has saved
     while progress.best_step not in (0, progress.step):
         if best := _best(checkpoints, progress, console):
-            put_weights(state.network, best.tensors["ema" if state.average else "model"])
-            return
-    if state.average:
-        put_weights(state.network, state.average.weights)
+            weights = best.tensors["ema" if state.average else "model"]
+            break
+    state.spread.finish(weights)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from formary.recipe import schema
+from formary.train.parts import part_like, whole
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is the nearest orthogonal matrix (Jordan et al. 2024), for hidden matrices.
 
-    Matrices of one shape are orthogonalised together. The update is scaled by sqrt(max(1, rows / columns)).
+    Matrices of one shape are orthogonalised together; where processes hold parts of them, by every process. The update is scaled by sqrt(max(1, rows / columns)).
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Muon(torch.optim.Optimizer):
                     buffers.append(state["momentum"])
                 torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
                 # Nesterov's look-ahead: the gradient moved towards the momentum.
-                ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])
-                updates = orthogonalise(torch.stack(list(ahead)).to(self.dtype)).to(torch.float32)
+                ahead = [whole(matrix) for matrix in torch._foreach_lerp(gradients, buffers, group["momentum"])]
+                updates = orthogonalise(torch.stack(ahead).to(self.dtype)).to(ahead[0].dtype)
+                own = [part_like(update, parameter) for update, parameter in zip(updates.unbind(), parameters)]
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 if group["weight_decay"]:
                     torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
+                torch._foreach_add_(parameters, own, alpha=-group["lr"] * scale)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -131,6 +133,7 @@ class Optimiser:
         for key, value in state.items():
             name, _, field = key.rpartition("/")
             parameter = self.named[name]
+            value = part_like(value, parameter)
             own_device = value.shape == parameter.shape or owners[parameter].defaults.get("fused")  # else a counter
             owners[parameter].state[parameter][field] = value.to(parameter.device if own_device else "cpu", copy=True)
 

@@ -8,11 +8,13 @@ batch is cut, and tensors come apart and together again, so that checkpoints do 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ from formary.errors import RecipeError
 from formary.model.block import Block
 from formary.model.topologies import Network
 from formary.tasks.protocol import Batch
+from formary.train.average import put_weights, weights_of
+from formary.train.parts import whole
+from formary.train.processes import ALONE
+from formary.train.rng import seed_all
 
 if TYPE_CHECKING:
     from formary.train.machine import Runtime
@@ -74,6 +80,11 @@ class Spread:
             self._module = _sharded(_Learning(self.network, loss_of), runtime)
             self.loss = self.measured_loss = self._through_module
 
+    @classmethod
+    def alone(cls, loss_of: Loss, network: Network, runtime: Runtime) -> Spread:
+        """That of a process which learns by itself, whether there are others or not."""
+        return cls(loss_of, network, dataclasses.replace(runtime, processes=ALONE))
+
     @property
     def gradient_factor(self) -> int:
         """What the gradients after a backward pass have to be multiplied with to be the sums over all processes."""
@@ -101,6 +112,14 @@ class Spread:
             apart = self.kind == "ddp" and torch.is_grad_enabled() and start != starts[-1]
             yield part, stop > start, self._module.no_sync() if apart else nullcontext()  # type: ignore[union-attr,operator]
 
+    def seed(self, seed: int, step: int) -> None:
+        """Let what is drawn in a step follow from the seed, the step and the process, so that a resume need not know more.
+
+        One process goes on with the random numbers it has.
+        """
+        if self.processes.count > 1:
+            seed_all(int(np.random.SeedSequence([seed, step, self.processes.rank]).generate_state(1)[0]))
+
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors on the leader as one process would hold them; {} on the others. All processes have to call it."""
         if self.kind != "fsdp":
@@ -118,7 +137,7 @@ class Spread:
         if self.kind != "fsdp":
             yield self.network if self.processes.leads else None
             return
-        weights = self.whole(_weights(self.network))
+        weights = self.whole(weights_of(self.network))
         if not self.processes.leads:
             yield None
             return
@@ -129,6 +148,16 @@ class Spread:
         finally:
             _empty(self._plain)
 
+    def asked(self, question: Callable[[Network], Any]) -> Any:
+        """What the leader answers of the whole network, on every process; it has to survive JSON."""
+        with self.lent() as network:
+            return self.processes.agree(question(network) if network is not None else None)
+
+    def total(self, loss_sum: float, count: int) -> tuple[float, int]:
+        """Summed losses and numbers of predictions over all processes."""
+        loss_sum, total = self.processes.total(loss_sum, count)
+        return loss_sum, int(total)
+
     def finish(self, weights: Mapping[str, Tensor] | None = None) -> None:
         """Leave the caller's network on the leader with these weights, or with its own; all processes have to call it.
 
@@ -136,9 +165,9 @@ class Spread:
         """
         if self.kind != "fsdp":
             if weights is not None:
-                put_parts(self.network, weights)
+                put_weights(self.network, weights)
             return
-        found = self.whole(weights if weights is not None else _weights(self.network))
+        found = self.whole(weights if weights is not None else weights_of(self.network))
         if self.processes.leads:
             _fill(self._plain, found, self.runtime.device)
 
@@ -185,48 +214,6 @@ def recompute_activations(network: Network, wanted: bool) -> None:
     """Let blocks keep only what goes in, and compute the rest again in the backward pass (Chen et al. 2016)."""
     for block in _blocks(network):
         block.recompute = wanted
-
-
-# Tensors apart and together ----------------------------------------------------------------------------------------------
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process may hold a part; where it does, all processes have to call it."""
-    return tensor.full_tensor() if _is_part(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
-
-
-def part_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Of a whole tensor the part that `other`, of the same shape, is; every process has to hold the whole."""
-    if not _is_part(other) or _is_part(tensor) or tensor.shape != other.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    there = tensor.to(other.device)
-    return distribute_tensor(there, other.device_mesh, other.placements, src_data_rank=None)  # type: ignore[attr-defined]
-
-
-@torch.no_grad()
-def put_parts(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights, whole or in parts, into the network's own, by name."""
-    for name, parameter in network.named_parameters():
-        parameter.copy_(part_like(weights[name], parameter))
-
-
-def gradient_norm(gradients: list[Tensor]) -> float:
-    """The 2-norm of all gradients together, those parts included that other processes hold."""
-    return float(whole(torch.nn.utils.get_total_norm(gradients)))
-
-
-def _is_part(tensor: Tensor) -> bool:
-    if type(tensor) in (Tensor, nn.Parameter):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor.data, DTensor)
-
-
-def _weights(network: Network) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
 def _empty(network: Network) -> None:

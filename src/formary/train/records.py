@@ -26,8 +26,11 @@ _LEFT = "the checkpoints are whole, the same command goes on from the last"
 class Records:
     """Opens the run's records; `resume_step` drops lines beyond it (a killed run wrote them and lost the weights)."""
 
-    def __init__(self, run: Path, *, resume_step: int) -> None:
-        self.path = run / "metrics.jsonl"
+    def __init__(self, run: Path, *, resume_step: int, writes: bool = True) -> None:
+        """`writes`: whether this process does; of several one is enough."""
+        self.path, self.writes = run / "metrics.jsonl", writes
+        if not writes:
+            return
         kept = [line for line in read_records(self.path) if line["step"] <= resume_step] if resume_step else []
         durable.write_text(self.path, "".join(_line(record) for record in kept))
         if not resume_step:  # the curves of another training would be drawn into these
@@ -42,6 +45,8 @@ class Records:
         Raises:
             StorageError: the disk is full.
         """
+        if not self.writes:
+            return
         with durable.naming(self.path, left=_LEFT):
             self._file.write(_line({"step": step, **values}))
             self._file.flush()
@@ -53,6 +58,8 @@ class Records:
 
     def close(self) -> None:
         """Flush and close both."""
+        if not self.writes:
+            return
         with durable.naming(self.path, left=_LEFT):
             self._file.close()
             self._board.close()

@@ -16,10 +16,10 @@ from formary.train.checkpoint import Saved
 
 
 class Saver:
-    """Writes checkpoints into `folder` in the background and deletes those that need not stay."""
+    """Writes checkpoints into `folder` in the background and deletes those that need not stay, unless others do (`writes`)."""
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, *, keep: int, writes: bool = True) -> None:
+        self.folder, self.keep, self.writes = folder, keep, writes
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -30,6 +30,8 @@ class Saver:
             StorageError: the save before this one failed.
         """
         self.wait()
+        if not self.writes:
+            return
         copied = Saved(
             saved.step,
             {

@@ -21,6 +21,7 @@ from formary.model.topologies import Network
 from formary.recipe.schema import Stability
 from formary.tasks.protocol import Batch
 from formary.train.machine import Runtime
+from formary.train.parts import norm_of
 
 FILE = "incidents.jsonl"
 _MEMORY = 100  # steps over which the running mean and spread forget
@@ -130,19 +131,22 @@ class Incidents:
     Args:
         resume_step: where the training goes on; what the lost steps after it told is told again.
         roll_backs: how many there were; what was told before the last one stays.
+        writes: whether this process does; the others only count.
     """
 
-    def __init__(self, run: Path, *, resume_step: int, roll_backs: int) -> None:
-        self.path = run / FILE
+    def __init__(self, run: Path, *, resume_step: int, roll_backs: int, writes: bool = True) -> None:
+        self.path, self.writes = run / FILE, writes
         known = incidents_of(run) if resume_step else []
         kept = [one for one in known if one["step"] <= resume_step or one["roll_backs"] < roll_backs]
         self.count = len(kept)
-        if kept or self.path.exists():
+        if writes and (kept or self.path.exists()):
             durable.write_text(self.path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept))
 
     def write(self, step: int, roll_backs: int, **values: Any) -> None:
         """Append one."""
         self.count += 1
+        if not self.writes:
+            return
         line = json.dumps({"step": step, "roll_backs": roll_backs, **values}, ensure_ascii=False)
         with durable.naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -182,7 +186,7 @@ def post_mortem(
     Returns:
         `shape` (sequences, tokens), `layers`: norm by layer (None: not finite), `worst`: list of {sequence, loss, text}.
     """
-    sizes = {name: float(torch.nn.utils.get_total_norm(gradients)) for name, gradients in _by_layer(network).items()}
+    sizes = {name: norm_of(gradients) for name, gradients in _by_layer(network).items()}
     total = math.sqrt(sum(size * size for size in sizes.values()))
     scale = norm / total if math.isfinite(total) and math.isfinite(norm) and total > 0 else 1.0
     found: dict[str, Any] = {

@@ -18,6 +18,8 @@ from formary.train import rng
 from formary.train.average import Average, put_weights, weights_of
 from formary.train.checkpoint import Saved
 from formary.train.optimisers import Optimiser
+from formary.train.parallel import Spread
+from formary.train.parts import part_like
 from formary.train.stability import Guard
 
 
@@ -101,14 +103,20 @@ class State:
     guard: Guard
     settings: Train
     threads: int
+    spread: Spread
     progress: Progress = field(default_factory=Progress)
 
     def captured(self) -> Saved:
-        """All of it for a checkpoint; the tensors share the memory of what is training."""
+        """All of it for a checkpoint, of several processes on the leader; the tensors may share what is training."""
         random_tensors, random_values = rng.captured()
-        tensors = {"model": weights_of(self.network), "optimiser": self.optimiser.state(), "rng": random_tensors}
+        whole = self.spread.whole
+        tensors = {
+            "model": whole(weights_of(self.network)),
+            "optimiser": whole(self.optimiser.state()),
+            "rng": random_tensors,
+        }
         if self.average:
-            tensors["ema"] = dict(self.average.weights)
+            tensors["ema"] = whole(self.average.weights)
         state: dict[str, Any] = {
             "progress": asdict(self.progress),
             "ema_updates": self.average.updates if self.average else 0,
@@ -138,7 +146,9 @@ class State:
             )
         if self.average:
             weights = saved.tensors.get("ema", saved.tensors["model"])
-            self.average.weights = {name: weights[name].to(old.device) for name, old in self.average.weights.items()}
+            self.average.weights = {
+                name: part_like(weights[name].to(old.device), old) for name, old in self.average.weights.items()
+            }
             self.average.updates = saved.state["ema_updates"]
         rng.put_back(saved.tensors["rng"], saved.state["rng"])
         self.guard.load_state(saved.state["guard"])
