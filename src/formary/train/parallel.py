@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -174,6 +175,8 @@ class Spread:
     def _through_module(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         assert self._module is not None
         found: tuple[Tensor, Tensor] = self._module(batch)
+        if self.kind == "fsdp" and not torch.is_grad_enabled():  # otherwise the backward pass takes them apart again
+            self._module.reshard()  # type: ignore[operator]
         return found
 
 
@@ -243,12 +246,15 @@ def _group(runtime: Runtime) -> Any:
 def _replicated(learning: _Learning, runtime: Runtime, *, unused: bool) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.12
+    options: dict[str, Any] = {buffers: False}  # they are computed from the config
     return DistributedDataParallel(
         learning,
         process_group=_group(runtime),
-        broadcast_buffers=False,  # they are computed from the config
         gradient_as_bucket_view=True,
         find_unused_parameters=unused,
+        **options,
     )
 
 
