@@ -66,7 +66,7 @@ def test_one_who_leaves_the_queue(made: Any, until: Callable[..., None], stream:
     until(lambda: worker.queued[0] == 1)
     waiting.leave()
     until(lambda: worker.queued == (0, 0))
-    assert len(worker._running) == 1  # the other goes on
+    assert len(worker._running) == 2  # the other's two answers go on
     busy.leave()
     until(is_idle(made))
 
@@ -90,6 +90,47 @@ def test_one_who_leaves_while_it_sends_its_body(made: Any, until: Callable[..., 
         until(lambda: made.service.in_flight == 1)
     until(lambda: made.service.in_flight == 0)
     assert is_idle(made)()
+
+
+@pytest.fixture
+def translator(start: Any, models: Any) -> Any:
+    with start({"translate": models["answerer"]("translate")}, slots=2) as running:
+        yield running
+
+
+def test_rows_that_are_written_stop_when_their_client_leaves(translator: Any, until: Callable[..., None]) -> None:
+    worker = translator.worker("translate")
+    rows = {"inputs": ["the cat sat on the mat"] * 2000, "max_tokens": 40}
+    client = Leaving(translator.url, "/v1/predict/translate", rows)
+    until(lambda: worker.state.statistics.generated_tokens > 5)
+    client.leave()
+    until(lambda: not worker._running and worker.queued == (0, 0) and worker.state.active == 0)
+    assert worker.state.statistics.generated_tokens < 20_000
+    assert translator.post("/v1/predict/translate", {"inputs": ["the cat"]}).status_code == 200
+
+
+def test_a_beam_search_stops_when_its_client_leaves_and_holds_nobody_up(
+    translator: Any, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import formary.serve.worker as module
+
+    worker, steps = translator.worker("translate"), []
+
+    def endless(*_: Any) -> Any:
+        while True:
+            steps.append(1)
+            yield
+
+    monkeypatch.setattr(module, "searching", endless)
+    rows = {"inputs": ["the cat", "the dog"], "beams": 2}
+    client = Leaving(translator.url, "/v1/predict/translate", rows)
+    until(lambda: len(steps) > 3)
+    assert translator.post("/v1/predict/translate", {"inputs": ["the cat"] * 5}).status_code == 200
+    client.leave()
+    until(lambda: worker._search is None and worker.queued == (0, 0))
+    monkeypatch.undo()
+    found = translator.post("/v1/predict/translate", rows).json()["answers"]
+    assert found == translator.service.models["translate"].predict(rows["inputs"], beams=2)
 
 
 def test_rows_of_one_who_leaves_are_not_answered(

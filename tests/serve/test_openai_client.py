@@ -57,6 +57,19 @@ def test_prompts_of_all_forms_and_n_come_in_order(client: openai.OpenAI, model: 
     assert one.choices[0].text == alone[0]
 
 
+def test_more_answers_than_slots_are_those_of_the_model(client: openai.OpenAI, model: Model) -> None:
+    alone = [made.text for text in ("The cat", "dog") for made in model.generate(text, n=11, **SAMPLED)]
+    found = client.completions.create(model="writer", prompt=["The cat", "dog"], n=11, **SAMPLED)
+    assert [choice.text for choice in found.choices] == alone and len(set(alone)) > 11
+    texts = [""] * 22
+    for chunk in client.completions.create(
+        model="writer", prompt=["The cat", "dog"], n=11, stream=True, echo=True, logprobs=1, **SAMPLED
+    ):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == ["The cat" + text for text in alone[:11]] + ["dog" + text for text in alone[11:]]
+
+
 def test_all_settings_reach_the_model(client: openai.OpenAI, model: Model) -> None:
     settings: dict[str, Any] = {"top_p": 0.9, "presence_penalty": 0.5, "frequency_penalty": 0.3}
     ours: dict[str, Any] = {"top_k": 40, "min_p": 0.01, "typical_p": 0.95, "repetition_penalty": 1.2}

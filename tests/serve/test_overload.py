@@ -62,6 +62,48 @@ def test_a_key_with_one_request_does_not_wait_for_all_of_another(
         assert order.index("quiet") < 12 and len(order) == 21
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "The", "n": 64, "ignore_eos": True, "max_tokens": 30}),
+        ("/v1/completions", {"prompt": ["The", "cat"] * 32, "stream": True, "ignore_eos": True, "max_tokens": 30}),
+        ("/v1/predict/translate", {"inputs": ["the cat"] * 64, "max_tokens": 30}),
+        ("/v1/predict/translate", {"inputs": ["the cat"] * 16, "max_tokens": 30, "beams": 3}),
+    ],
+    ids=["many answers", "many prompts", "many rows", "many beam searches"],
+)
+def test_one_large_request_does_not_hold_up_another_keys_single_one(
+    start: Any, models: Any, until: Callable[..., None], path: str, body: dict[str, Any]
+) -> None:
+    made_of = {"writer": models["writer"](), "translate": models["answerer"]("translate")}
+    name = "translate" if "translate" in path else "writer"
+    body = body if name == "translate" else {**body, "model": name}
+    with start(made_of, slots=2, api_keys=("loud", "quiet")) as made:
+        order: list[str] = []
+
+        async def ask() -> None:
+            async with httpx.AsyncClient(base_url=made.url, timeout=120, trust_env=False) as client:
+
+                async def one(key: str, body: dict[str, Any]) -> None:
+                    head = {"Authorization": f"Bearer {key}"}
+                    assert (await client.post(path, json=body, headers=head)).status_code == 200
+                    order.append(key)
+
+                loud = asyncio.create_task(one("loud", body))
+                worker = made.worker(name)
+                await asyncio.to_thread(until, lambda: worker._running and worker.queued[0] > 10)
+                single = {k: v for k, v in body.items() if k not in ("n", "stream")}
+                for field in ("prompt", "inputs"):
+                    if isinstance(single.get(field), list):
+                        single[field] = single[field][:1]
+                await one("quiet", single)
+                assert worker.queued[0] > 5  # most of the large one still waits
+                await loud
+
+        asyncio.run(ask())
+        assert order == ["quiet", "loud"]
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_models_in_one_process_answer_side_by_side(start: Any, models: Any, count: int) -> None:
     model = models["writer"]()

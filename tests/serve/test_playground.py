@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import threading
 from collections.abc import Callable
 from importlib.resources import files
 from itertools import pairwise
@@ -15,10 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formary.infer import kernels
 from formary.infer.loaded import Model
 from formary.infer.sampling import History, SamplingSettings, Table, process
 from formary.serve.examples import EXAMPLES
-from formary.serve.playground import StagesRequest, curves, folder_of, listed, stages, tabs
+from formary.serve.playground import StagesRequest, curves, described, folder_of, listed, stages, tabs
 
 STATIC = files("formary.serve") / "static"
 FILES = {entry.name: entry.read_text(encoding="utf-8") for entry in STATIC.iterdir() if entry.is_file()}
@@ -110,6 +113,31 @@ def test_each_stage_turns_on_one_setting_and_keeps_those_before(session_writer: 
             assert one["probabilities"][by_name[name]] == expected[one["id"]]
     assert [stage["name"] for stage in told["stages"] if stage["active"]] == ["model", "temperature", "top_k", "min_p"]
     assert told["stages"][by_name["top_k"]]["kept"] == 7
+
+
+def test_stages_wait_for_their_turn_at_the_cores_also_where_the_logits_are_known(
+    served: Any, until: Callable[..., None]
+) -> None:
+    body = {"model": "writer", "prompt": [1, 2], "temperature": 0.7}
+    known = served.post("/playground/stages", body).json()
+    answers: list[Any] = []
+    ask = threading.Thread(target=lambda: answers.append(served.post("/playground/stages", body).json()))
+    with served.service.turns.turn():
+        ask.start()
+        until(lambda: served.service.turns._line)
+        assert not answers
+    ask.join()
+    assert answers == [known]
+
+
+def test_parameters_are_counted_also_where_they_are_rounded(session_writer: Model) -> None:
+    plain = Model(copy.deepcopy(session_writer.network).float(), session_writer.tokenizer)
+    if "int8" not in kernels.available():
+        pytest.skip("this processor has no int8 kernel")
+    rounded, _ = plain.in_precision("int8")
+    count = sum(parameter.numel() for parameter in plain.network.parameters())
+    assert sum(parameter.numel() for parameter in rounded.network.parameters()) < count
+    assert described("writer", rounded)["parameters"] == described("writer", plain)["parameters"] == count
 
 
 def test_stages_start_from_the_probabilities_that_the_api_reports(served: Any) -> None:

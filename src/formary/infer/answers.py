@@ -6,7 +6,7 @@ for a row and what ends an answer, the task says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -39,6 +39,15 @@ def answers(
     for number, generation in zip(order, written, strict=True):
         found[number] = written_answer(task, generation.tokens)
     return found
+
+
+def searching(
+    task: WritingTask, network: Network, row: Row, options: Mapping[str, Any]
+) -> Generator[None, None, Answer]:
+    """The answer to one row by beam search, one step at a time; it is the generator's return value."""
+    prompt = task.prompt_tokens(row, "row 1")
+    (found,) = yield from writer_of(task, network).searching(prompt, 1, writing(task, options))
+    return written_answer(task, found.tokens)
 
 
 def rows_of(task: LabelledTask, inputs: Sequence[str | Mapping[str, Any]]) -> list[Row]:

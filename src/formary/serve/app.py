@@ -194,7 +194,7 @@ def _add_refusals(app: FastAPI) -> None:
     async def refused(_: Request, error: Exception) -> Response:
         known = refusal(error)
         headers = dict(known.headers or {})
-        if known.status == 500:
+        if known.code == "internal_error":
             log.error("a request failed", exc_info=error)
             headers["Connection"] = "close"  # which the server does after a defect: nobody should send on it
         return Json(known.body, known.status, headers=headers)

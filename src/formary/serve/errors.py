@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from formary.errors import FormaryError
+from formary.infer.request import NotFinite
 
 _TYPES = {
     400: "invalid_request_error",
@@ -82,6 +83,8 @@ def refusal(error: Exception) -> ApiError:
         return ApiError(429, str(error), retry_after=error.retry_after)
     if isinstance(error, Stopped):
         return ApiError(503, "the server is shutting down", code="draining", retry_after=5)
+    if isinstance(error, NotFinite):
+        return ApiError(500, str(error), code="not_finite")
     if isinstance(error, FormaryError):
         named = _ARGUMENT.match(str(error))
         return ApiError(400, str(error), param=named[1] if named else None)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from formary.errors import FormaryError, MissingExtra, RequestError
 from formary.infer.loaded import Model
+from formary.infer.request import NotFinite
 from formary.infer.sampling import History, SamplingSettings, Table, process
 from formary.infer.stepper import Stepper, writes
 from formary.model.heads import LanguageHead
@@ -251,14 +252,15 @@ class _Looks:
     def stages(self, model: Model, asked: StagesRequest) -> dict[str, Any]:
         key = (id(model), tuple(asked.prompt), tuple(asked.answer))
         with self._lock:
-            logits = self._kept.pop(key, None)
-            if logits is None:
-                with self.turns.turn():  # nobody else uses the model's network meanwhile
+            with self.turns.turn():  # nobody else computes meanwhile
+                logits = self._kept.pop(key, None)
+                if logits is None:
                     logits = next_logits(model, key[1], key[2])
+                found = stages(model, logits, asked)
             self._kept[key] = logits
             while len(self._kept) > _KEPT_LOGITS:
                 self._kept.popitem(last=False)
-        return stages(model, logits, asked)
+        return found
 
 
 def next_logits(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
@@ -266,6 +268,7 @@ def next_logits(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> T
 
     Raises:
         RequestError: nothing to begin from, too long, a token outside the vocabulary, or a model that does not write.
+        NotFinite: the model's numbers are no numbers.
     """
     source, read = _read(model, prompt, answer)
     network = model.network
@@ -278,7 +281,10 @@ def next_logits(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> T
     stepper = Stepper(network, slots=1, context=len(read))
     if source and len(source) > stepper.source_context:
         raise RequestError(f"prompt: {len(source)} tokens are more than the encoder's context")
-    return stepper.prefill(0, [read], [source] if source else [])
+    logits = stepper.prefill(0, [read], [source] if source else [])
+    if not bool(logits.max().isfinite()):
+        raise NotFinite
+    return logits
 
 
 def stages(model: Model, logits: Tensor, asked: StagesRequest) -> dict[str, Any]:

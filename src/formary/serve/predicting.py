@@ -1,7 +1,11 @@
-"""Rows for a model's task and texts for its vectors: split into jobs, answered with whatever else waits, put together."""
+"""Rows for a model's task and texts for its vectors: split into jobs, answered with whatever else waits, put together.
+
+Where a task writes, each row is a request to the model's engine like any other; the rest is answered in batches.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import Sequence
@@ -10,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from formary.errors import FormaryError
+from formary.infer.answers import rows_of, writer_of, writing, written_answer
+from formary.infer.engine import Event, Request
 from formary.serve import limits
 from formary.serve.errors import ApiError, refusal
 from formary.serve.requests import EmbeddingRequest, PredictRequest
 from formary.serve.responses import dumps, usage
 from formary.serve.service import Served
-from formary.serve.worker import Job, Mailbox
+from formary.serve.worker import MOST_ROWS, Job, Mailbox
+from formary.tasks.protocol import WritingTask
 
 _ROW = re.compile(r"\brow (\d+)")
 _BYTES_PER_TOKEN = 3
@@ -30,14 +37,18 @@ async def predicted(served: Served, body: PredictRequest, key: str) -> dict[str,
     served.must("predict")
     _check_lengths(body.inputs, "inputs")
     options = {name: getattr(body, name) for name in ("beams", "max_tokens") if getattr(body, name) is not None}
-    if options and (served.task is None or served.model.task.answers != "texts"):
+    written = served.task is not None and served.model.task.answers == "texts"
+    if options and not written:
         name = next(iter(options))
         raise ApiError(400, f"{name}: this model's task does not write", param=name, code="unsupported_field")
     if served.task is None:
         if wrong := next((n for n, row in enumerate(body.inputs) if not isinstance(row, str)), None) is not None:
             raise ApiError(400, f"inputs[{wrong}]: must be a text with [MASK]", param=f"inputs[{wrong}]")
         options["fill"] = True
-    answers = await _answers(served, body.inputs, options, key)
+    if written and (body.beams or 1) == 1:
+        answers = await _written(served, body.inputs, body.max_tokens, key)
+    else:
+        answers = await _answers(served, body.inputs, options, key)
     return {"object": "list", "model": served.name, "task": served.task or "fill", "answers": answers}
 
 
@@ -72,7 +83,8 @@ def _check_lengths(rows: Sequence[Any], field: str) -> None:
 
 
 async def _answers(served: Served, rows: Sequence[Any], options: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    mailbox, most = Mailbox(), served.worker.most_rows
+    """The task's answers to rows, a few at a time; by beam search one at a time."""
+    mailbox, most = Mailbox(), 1 if options.get("beams", 1) > 1 else MOST_ROWS
     jobs = [
         Job(key, _cost(rows[first : first + most]), mailbox, place, rows=rows[first : first + most], options=options)
         for place, first in enumerate(range(0, len(rows), most))
@@ -91,6 +103,39 @@ async def _answers(served: Served, rows: Sequence[Any], options: dict[str, Any],
                 assert isinstance(item, list)
                 found[place] = item
     return [answer for place in range(len(jobs)) for answer in found[place]]
+
+
+async def _written(served: Served, rows: Sequence[Any], most: int | None, key: str) -> list[dict[str, Any]]:
+    """The answers that a task writes, each as a request of its own to the model's engine."""
+    task = served.model.task
+    assert isinstance(task, WritingTask)
+    requests = await asyncio.to_thread(_requests, served, task, rows, most)
+    mailbox = Mailbox()
+    jobs = [
+        Job(key, len(request.prompt) + min(request.max_tokens, served.worker.context), mailbox, place, request)
+        for place, request in enumerate(requests)
+    ]
+    tokens: list[list[int]] = [[] for _ in jobs]
+    with served.worker.running(jobs):
+        left = len(jobs)
+        while left:
+            for place, item in await mailbox.get():
+                if isinstance(item, FormaryError):
+                    refused = refusal(item)
+                    refused.message, refused.param = f"row {place + 1}: {refused.message}", f"inputs[{place}]"
+                    raise refused
+                if isinstance(item, Exception):
+                    raise item
+                assert isinstance(item, Event)
+                tokens[place].append(item.token)
+                left -= item.finish is not None
+    return [written_answer(task, written) for written in tokens]
+
+
+def _requests(served: Served, task: WritingTask, rows: Sequence[Any], most: int | None) -> list[Request]:
+    writer, options = writer_of(task, served.model.network), writing(task, {"max_tokens": most})
+    prompts = [task.prompt_tokens(row, f"row {number}") for number, row in enumerate(rows_of(task, rows), 1)]
+    return [writer.request(prompt, 1, options)[0] for prompt in prompts]
 
 
 def _cost(rows: Sequence[Any]) -> int:

@@ -7,7 +7,7 @@ It is not thread-safe: its owner locks.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -34,7 +34,7 @@ class FairQueue(Generic[T]):
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.tokens = 0
-        self._lanes: OrderedDict[str, deque[T]] = OrderedDict()  # of keys with something waiting
+        self._lanes: OrderedDict[str, dict[int, T]] = OrderedDict()  # of keys with something waiting, by id, in order
         self._held: dict[str, int] = {}  # tokens waiting, by key
         self._begins: dict[str, int] = {}  # when, in tokens given, a key's next entry may begin
         self._now = 0
@@ -44,7 +44,7 @@ class FairQueue(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         for lane in self._lanes.values():
-            yield from lane
+            yield from lane.values()
 
     def offer(self, entries: Sequence[T]) -> None:
         """Put all of one request's entries in, or none.
@@ -61,23 +61,23 @@ class FairQueue(Generic[T]):
         if self.tokens and self.tokens + cost > self.capacity and held + cost > share:
             raise QueueFull
         if key not in self._lanes:
-            self._lanes[key] = deque()
+            self._lanes[key] = {}
             self._begins[key] = max(self._begins.get(key, 0), self._now)
-        self._lanes[key].extend(entries)
+        self._lanes[key].update((id(entry), entry) for entry in entries)
         self._held[key] = held + cost
         self.tokens += cost
 
     def peek(self) -> T | None:
         """The entry that is next, or None."""
         key = self._next()
-        return None if key is None else self._lanes[key][0]
+        return None if key is None else next(iter(self._lanes[key].values()))
 
     def pop(self) -> T:
         """Take the entry that is next."""
         key = self._next()
         if key is None:
             raise IndexError("the queue is empty")
-        entry = self._lanes[key].popleft()
+        entry = self._lanes[key].pop(next(iter(self._lanes[key])))
         self._now = self._begins[key]
         self._begins[key] += max(entry.cost, 1)
         self._left(key, entry)
@@ -85,10 +85,8 @@ class FairQueue(Generic[T]):
 
     def remove(self, entry: T) -> bool:
         """Take out an entry whose client has gone; False when it is not waiting any more."""
-        lane = self._lanes.get(entry.key)
-        if lane is None or entry not in lane:
+        if self._lanes.get(entry.key, {}).pop(id(entry), None) is None:
             return False
-        lane.remove(entry)
         self._left(entry.key, entry)
         return True
 

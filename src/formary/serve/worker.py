@@ -1,5 +1,8 @@
 """One thread for each loaded model: it alone touches the model's engine, and answers rows a few at a time.
 
+Texts come from the engine, a token for each at every step; beam search, which it does not know, goes on beside it, one
+row at a time and one step at every step of the engine.
+
 The asyncio side hands work in and takes it back through one lock; what is written comes out through mailboxes. A
 request whose client has gone leaves before the engine's next step. It knows nothing of HTTP.
 """
@@ -12,22 +15,23 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from formary.errors import FormaryError
-from formary.infer.engine import Engine, EngineStatistics, Event, Request
+from formary.infer.answers import rows_of, searching
+from formary.infer.engine import Engine, EngineStatistics, Event, NotFinite, Request
 from formary.infer.loaded import Model
 from formary.serve.errors import QueueFull, Stopped
 from formary.serve.queue import FairQueue
 from formary.serve.turns import Turns
+from formary.tasks.protocol import WritingTask
 
 log = logging.getLogger(__name__)
 
-_ROWS = 64  # answered together, however many wait: so that a step of another model does not wait long
-_WRITTEN_ROWS = 16  # the same where answers are written
+MOST_ROWS = 64  # answered together, however many wait: so that a step of another model does not wait long
 _SHORTEST, _LONGEST = 1, 60  # seconds, of Retry-After
 
 Item = Event | list[dict[str, Any]] | Exception
@@ -64,7 +68,7 @@ class Job:
         cost: the tokens it stands for in the queue.
         mailbox: where its answers go, under the number `place`.
         request: what the engine is asked.
-        rows: what the model's task is asked instead, with options.
+        rows: what the model's task is asked instead, with options: at most `MOST_ROWS`, and with beams one.
     """
 
     key: str
@@ -76,6 +80,11 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     id: int = 0
     unfinished: int = 0  # answers; the worker's
+
+    @property
+    def searched(self) -> bool:
+        """Whether its one row is answered by beam search."""
+        return self.options.get("beams", 1) > 1
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class Worker:
         self._writing: FairQueue[Job] = FairQueue(queue_tokens)
         self._answering: FairQueue[Job] = FairQueue(queue_tokens)
         self._running: dict[int, Job] = {}
+        self._search: tuple[Job, Generator[None, None, dict[str, Any]]] | None = None  # the thread's own
         self._cancelled: list[int] = []
         self._stopping = False
         self._numbers = itertools.count(1)
@@ -123,11 +133,6 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=f"formary-{name}", daemon=True)
 
     # --- the asyncio side ---
-
-    @property
-    def most_rows(self) -> int:
-        """The rows that are answered together, and so the most that one job should have."""
-        return _WRITTEN_ROWS if self._engine is not None else _ROWS
 
     @contextmanager
     def running(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -213,7 +218,8 @@ class Worker:
 
     def _something_to_do(self) -> bool:
         busy = self._engine is not None and self._engine.busy
-        return bool(self._stopping or self._cancelled or len(self._writing) or len(self._answering) or busy)
+        waiting = len(self._writing) or len(self._answering)
+        return bool(self._stopping or self._cancelled or waiting or self._search is not None or busy)
 
     def _work(self, cancelled: Sequence[int], deliveries: list[tuple[Job, Item]]) -> None:
         """One round: who left goes, who waits comes, one step of the engine, one batch of rows."""
@@ -222,10 +228,14 @@ class Worker:
             for number in cancelled:
                 engine.cancel(number)
             self._admit(engine, deliveries)
-        rows = self._take_rows()
-        if rows:
+        rows = self._take_rows() if self._search is None else []
+        if rows and rows[0].searched:
+            self._search = rows[0], self._searching(rows[0])
+        elif rows:
             with self._turns.turn():
                 deliveries += self._answer(rows)
+        if self._search is not None:
+            deliveries += self._search_on(*self._search)
         if engine is not None and engine.busy:
             with self._turns.turn():
                 events = engine.step()
@@ -256,7 +266,11 @@ class Worker:
         self._worked += 1
         if job is None:  # its client left during the step
             return
-        deliveries.append((job, event))
+        if event.finish == "error":
+            log.error("model %s failed to write: %s", self.name, NotFinite())
+            deliveries.append((job, NotFinite()))
+        else:
+            deliveries.append((job, event))
         if event.finish is not None:
             job.unfinished -= 1
             if not job.unfinished:
@@ -264,13 +278,11 @@ class Worker:
 
     def _take_rows(self) -> list[Job]:
         """Jobs with rows, the fairest first, that are asked with the same options: as many as one batch holds."""
-        most = self.most_rows
         taken: list[Job] = []
         with self._changed:
             while (job := self._answering.peek()) is not None:
-                if taken and (
-                    job.options != taken[0].options or sum(len(t.rows) for t in taken) + len(job.rows) > most
-                ):
+                alike = taken and job.options == taken[0].options and not job.searched
+                if taken and not (alike and sum(len(t.rows) for t in taken) + len(job.rows) <= MOST_ROWS):
                     break
                 taken.append(self._answering.pop())
                 self._running[job.id] = job
@@ -306,6 +318,33 @@ class Worker:
             )
         return found
 
+    def _searching(self, job: Job) -> Generator[None, None, dict[str, Any]]:
+        task = self.model.task
+        assert isinstance(task, WritingTask)
+        (row,) = rows_of(task, job.rows)
+        return searching(task, self.model.network, row, job.options)
+
+    def _search_on(self, job: Job, steps: Generator[None, None, dict[str, Any]]) -> list[tuple[Job, Item]]:
+        """One more step of the beam search for a job, unless its client has left."""
+        with self._changed:
+            wanted = job.id in self._running
+        try:
+            if wanted:
+                with self._turns.turn():
+                    next(steps)
+                return []
+            steps.close()
+            found: list[tuple[Job, Item]] = []
+        except StopIteration as end:
+            self._worked += job.cost
+            found = [self._done(job, [end.value])]
+        except Exception as error:
+            if not isinstance(error, FormaryError):
+                log.error("model %s failed to answer a row", self.name, exc_info=error)
+            found = [self._done(job, error)]
+        self._search = None
+        return found
+
     def _done(self, job: Job, item: Item) -> tuple[Job, Item]:
         with self._changed:
             self._running.pop(job.id, None)
@@ -318,6 +357,7 @@ class Worker:
             left = list(self._running.values())
             self._running.clear()
             self._cancelled.clear()
+        self._search = None
         if self._engine is not None:
             self._past = _sum(self._past, self._engine.statistics)
             self._engine = self._make_engine()

@@ -87,8 +87,10 @@ class Answering:
         context = self.served.worker.context
         for place, request in enumerate(requests):
             room = request.max_tokens if self.model.config.encoder is not None else context - len(request.prompt) + 1
-            cost = len(request.prompt) + request.n * min(request.max_tokens, max(room, 0))
-            self.jobs.append(Job(self.key, cost, self.mailbox, place, request))
+            for sample in range(self.n):  # a job each, so that others take their turns between them
+                cost = min(request.max_tokens, max(room, 0)) + (len(request.prompt) if sample == 0 else 0)
+                one = replace(request, n=1, first=sample)
+                self.jobs.append(Job(self.key, cost, self.mailbox, place, one))
         self.choices = [Choice() for _ in range(len(self.prompts) * self.n)]
 
     def open(self) -> None:
