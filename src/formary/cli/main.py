@@ -34,6 +34,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "init": Command("formary.cli.init", "init", "Look at data and write a commented recipe for it"),
         "recipes": Command("formary.cli.recipes", "recipes", "List, show or copy the ready recipes and model presets"),
         "doctor": Command("formary.cli.doctor", "doctor", "Show what this machine can do and what is missing"),
+        "selftest": Command("formary.cli.selftest", "selftest", "Try on this disk that no fault loses a training"),
         "plan": Command("formary.cli.plan", "plan", "Work out what a large training will need: memory, days, cost"),
     },
     "A run": {

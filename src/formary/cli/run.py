@@ -24,8 +24,14 @@ Folder = Annotated[Path | None, typer.Option(help="The run folder; runs/NAME whe
 Processes = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", help="Start N processes with torchrun, which share the work: best one for each GPU or socket."
+        min=1,
+        metavar="N",
+        help="Start N processes with torchrun, which share the work: best one for each GPU or socket.",
     ),
+]
+AllowChanged = Annotated[
+    bool,
+    typer.Option("--allow-changed", help="Go on with a stopped training although its data or its recipe has changed."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")]
 
@@ -42,6 +48,7 @@ def run(
         typer.Option(metavar="K", help="Cross-validate: one run for each of K folds, measured on every row once."),
     ] = None,
     processes: Processes = None,
+    allow_changed: AllowChanged = False,
     json: AsJson = False,
 ) -> None:
     """Do everything a recipe asks for: prepare, train, evaluate, report. What is up to date is not done again."""
@@ -56,7 +63,7 @@ def run(
     if seeds is not None or folds is not None:
         _repeat(recipe, seeds, folds, set_, folder, json)
         return
-    result = _execute(recipe, set_, folder, json, until="report")
+    result = _execute(recipe, set_, folder, json, until="report", allow_changed=allow_changed)
     if json:
         return
     say(f"\nreport: {result.report}\nmodel:  {result.model}")
@@ -113,11 +120,12 @@ def train(
     set_: Overrides = None,
     folder: Folder = None,
     processes: Processes = None,
+    allow_changed: AllowChanged = False,
     json: AsJson = False,
 ) -> None:
     """Train the model (after `prepare`, where that is not up to date). A stopped training goes on where it stood."""
     _start_several(processes)
-    _execute(recipe, set_, folder, json, until="train")
+    _execute(recipe, set_, folder, json, until="train", allow_changed=allow_changed)
 
 
 def report(recipe: Target, set_: Overrides = None, folder: Folder = None, json: AsJson = False) -> None:
@@ -199,10 +207,25 @@ def _start_several(processes: int | None) -> None:
     raise typer.Exit(start(arguments[:place] + arguments[place + (1 if "=" in arguments[place] else 2) :], processes))
 
 
-def _execute(recipe: str, overrides: list[str] | None, folder: Path | None, json: bool, *, until: str) -> RunResult:
+def _execute(
+    recipe: str,
+    overrides: list[str] | None,
+    folder: Path | None,
+    json: bool,
+    *,
+    until: str,
+    allow_changed: bool = False,
+) -> RunResult:
     from formary.pipeline.run import run as execute
 
-    result = execute(recipe, overrides=overrides or (), folder=folder, until=until, console=_console(json))
+    result = execute(
+        recipe,
+        overrides=overrides or (),
+        folder=folder,
+        until=until,
+        console=_console(json),
+        allow_changed=allow_changed,
+    )
     if json:
         values: dict[str, Any] = {"folder": str(result.folder), "did": result.did, "metrics": result.metrics}
         values |= {"model": str(result.model), "report": str(result.report)}
