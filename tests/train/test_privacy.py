@@ -109,7 +109,7 @@ def test_the_clipped_gradients_of_rows_add_up_as_in_a_plain_loop(case, piece):
     private = PrivateTraining(schema.Privacy(delta=1e-3, clip=clip), rows=100, expected=10, steps=5)
     private.noise_multiplier = 0.0
     private.attach(network, micro_batch=piece)
-    private.gradient(task.loss, network, batch, CPU)
+    private.gradient(task.loss, network, batch, None, CPU)
     for parameter, total in zip([p for p in network.parameters() if p.requires_grad], expected):
         torch.testing.assert_close(parameter.grad * 10, total, rtol=1e-4, atol=1e-6)
     private.detach()
@@ -168,14 +168,14 @@ def test_the_noise_has_the_announced_standard_deviation():
     private = PrivateTraining(schema.Privacy(delta=1e-3, clip=0.5), rows=100, expected=10, steps=5)
     private.attach(network)
     empty = {name: tensor[:0] for name, tensor in batch.items()}
-    private.gradient(task.loss, network, empty, CPU)
+    private.gradient(task.loss, network, empty, None, CPU)
     noise = torch.cat([parameter.grad.flatten() for parameter in network.parameters()]) * 10
     announced = private.noise_multiplier * 0.5
     assert len(noise) > 10_000
     assert float(noise.std()) == pytest.approx(announced, rel=4 / math.sqrt(2 * len(noise)))
     assert abs(float(noise.mean())) < 4 * announced / math.sqrt(len(noise))
     first = noise.clone()
-    private.gradient(task.loss, network, empty, CPU)
+    private.gradient(task.loss, network, empty, None, CPU)
     second = torch.cat([parameter.grad.flatten() for parameter in network.parameters()]) * 10
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 4 / math.sqrt(len(noise))
 
@@ -187,7 +187,7 @@ def test_one_row_moves_the_gradient_by_at_most_clip():
     private.attach(network)
     found = []
     for rows in (slice(0, 6), slice(0, 5)):
-        private.gradient(task.loss, network, {name: tensor[rows] for name, tensor in batch.items()}, CPU)
+        private.gradient(task.loss, network, {name: tensor[rows] for name, tensor in batch.items()}, None, CPU)
         found.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]) * 10)
     assert 0.009 < float((found[0] - found[1]).norm()) <= 0.01 * 1.0001
 
@@ -197,7 +197,7 @@ def test_a_row_whose_gradient_is_not_finite_is_left_out():
     private = PrivateTraining(schema.Privacy(delta=1e-3), rows=100, expected=10, steps=5)
     private.noise_multiplier = 0.0
     private.attach(network)
-    private.gradient(task.loss, network, {name: tensor[1:] for name, tensor in batch.items()}, CPU)
+    private.gradient(task.loss, network, {name: tensor[1:] for name, tensor in batch.items()}, None, CPU)
     without = [parameter.grad.clone() for parameter in network.parameters()]
 
     def poison(module, gradients):
@@ -206,7 +206,7 @@ def test_a_row_whose_gradient_is_not_finite_is_left_out():
         return (gradient,)
 
     handle = network.head.output.register_full_backward_pre_hook(poison)
-    loss, _, norm = private.gradient(task.loss, network, batch, CPU)
+    loss, _, norm = private.gradient(task.loss, network, batch, None, CPU)
     handle.remove()
     assert math.isfinite(loss) and math.isfinite(norm)
     for parameter, expected in zip(network.parameters(), without):
@@ -297,4 +297,4 @@ def test_a_weight_that_is_used_past_its_layer_is_refused():
     private = PrivateTraining(schema.Privacy(delta=1e-3), rows=100, expected=10, steps=5)
     private.attach(network)
     with pytest.raises(FormaryError, match="outside its layer"):
-        private.gradient(past, network, batch, CPU)
+        private.gradient(past, network, batch, None, CPU)

@@ -25,7 +25,8 @@ from formary.train.machine import Runtime
 from formary.train.optimisers import Optimiser
 from formary.train.parallel import Loss, Spread, recompute_activations
 from formary.train.parts import norm_of
-from formary.train.records import ProgressLine, Records, duration
+from formary.train.privacy import PrivateTraining
+from formary.train.records import NOTHING_ELSE, ProgressLine, Records, Seeing, duration
 from formary.train.saving import Saver
 from formary.train.schedules import lr_factor
 from formary.train.stability import Describe, Guard, Incidents, post_mortem
@@ -75,6 +76,8 @@ def train(
     spikes: float | None = None,
     compiled: bool = False,
     watch: Watch | None = None,
+    private: PrivateTraining | None = None,
+    seeing: Seeing = NOTHING_ELSE,
 ) -> Progress:
     """Train `network` in place until the last step, early stop, or a signal; it ends with the best weights.
 
@@ -92,6 +95,8 @@ def train(
         spikes: standard deviations above the running mean at which a step is skipped; None: only what is not finite.
         compiled: run the loss through torch.compile.
         watch: see `Watch`.
+        private: makes the gradients in place of `gradient`; attached to the network, with its own `batches`.
+        seeing: what else is seen of the run, beside metrics.jsonl.
 
     Raises:
         Interrupted: a signal came; a checkpoint was saved first.
@@ -113,10 +118,12 @@ def train(
     )
     average = Average(network, settings.ema) if settings.ema else None
     guard = Guard(settings.stability, spikes=spikes)
-    state = State(network, optimiser, average, guard, settings, runtime.threads, spread)
+    state = State(network, optimiser, average, guard, settings, runtime.threads, spread, private)
     _resume(checkpoints, state, console)
     progress = state.progress
-    records = Records(run, resume_step=progress.step, writes=processes.leads)
+    gradient_of = private.gradient if private else gradient
+    batches = seeing.batches(batches)
+    records = Records(run, resume_step=progress.step, writes=processes.leads, seeing=seeing)
     incidents = Incidents(run, resume_step=progress.step, roll_backs=guard.memory.roll_backs, writes=processes.leads)
     every = max(1, total // _RECORDS)
     saved_step = progress.step
@@ -146,7 +153,7 @@ def train(
                     save()
                 raise
             try:
-                loss, _, norm = gradient(spread.loss, network, batch, settings, runtime, spread)
+                loss, _, norm = gradient_of(spread.loss, network, batch, settings, runtime, spread)
             except (MemoryError, RuntimeError) as error:
                 if not memory.is_memory(error):
                     raise
@@ -154,6 +161,7 @@ def train(
             factor = lr_factor(settings.schedule, progress.step, total) * guard.lr_factor
             harm = guard.judge(loss, norm)
             if harm is None:
+                records.before_update(progress.step + 1, network)
                 optimiser.step(factor)
                 if average:
                     average.update(network)
@@ -172,10 +180,12 @@ def train(
                         f"there on with {guard.lr_factor:g} of the learning rate"
                     )
                     records.close()
-                    records, saved_step = Records(run, resume_step=back, writes=processes.leads), back
+                    records = Records(run, resume_step=back, writes=processes.leads, seeing=seeing)
+                    saved_step = back
                     continue
             elapsed = time.perf_counter() - began
             progress.passed(batch["tokens"].numel(), elapsed, None if harm else loss)
+            seeing.stepped()
 
             if progress.step % every == 0 or progress.step == total:
                 mean, rate, left = progress.recent(total)
@@ -187,8 +197,10 @@ def train(
                     "tokens_per_second": rate,
                 }
                 values |= {"bits_per_byte": bits} if bits is not None else {}
+                values |= private.spent(progress.step) if private else {}
                 records.write(progress.step, values | {"seconds": progress.seconds, "tokens": progress.tokens})
-                line.show(progress.step, loss=mean, bits_per_byte=bits, rate=rate, seconds_left=left)
+                epsilon = values.get("epsilon")
+                line.show(progress.step, loss=mean, bits_per_byte=bits, rate=rate, seconds_left=left, epsilon=epsilon)
 
             if progress.step % settings.validate_every == 0 or progress.step == total:
                 if validation is not None:
@@ -204,6 +216,9 @@ def train(
                     if scored:
                         values[f"validation_{scored[0]}"] = scored[1]
                         said += f", {scored[0].replace('_', ' ')} {scored[1]:.4f}"
+                    if private:
+                        values["epsilon"] = private.epsilon
+                        said += f", epsilon {private.epsilon:.2f}"
                     records.write(progress.step, values | {"seconds": progress.seconds})
                     line.say(f"{said}, after {duration(progress.seconds)}")
                     badness = -scored[1] if scored else measured

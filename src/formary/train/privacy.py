@@ -184,12 +184,15 @@ class PrivateTraining:
                     delattr(parameter, name)
         self._dp = None
 
-    def gradient(self, loss_of: Loss, network: Network, batch: Batch, runtime: Runtime) -> tuple[float, int, float]:
+    def gradient(
+        self, loss_of: Loss, network: Network, batch: Batch, settings: object, runtime: Runtime, spread: object = None
+    ) -> tuple[float, int, float]:
         """Leave the private gradient of the step on the parameters, and count it.
 
         A row's loss is the mean over its predictions; its gradient is clipped to `clip`; the sum over the drawn rows plus
         noise of standard deviation noise_multiplier x clip is divided by the number of rows that a step is expected to
-        draw. A row whose gradient is not finite is left out. No step may be skipped for what its loss was.
+        draw. A row whose gradient is not finite is left out. No step may be skipped for what its loss was. It stands in
+        for `loop.gradient`, whose `settings` and `spread` have no say here.
 
         Returns:
             Mean loss in nats (not private), number of predictions, norm of the private gradient.
@@ -217,6 +220,10 @@ class PrivateTraining:
         self.accountant.step(noise_multiplier=self.noise_multiplier, sample_rate=self.sample_rate)
         self._loss = loss_sum / count if count and math.isfinite(loss_sum) else self._loss
         return self._loss, count, float(torch.nn.utils.get_total_norm(gradients))
+
+    def spent(self, step: int) -> dict[str, float]:
+        """{"epsilon": ...} about a hundred times in a run, as it takes a moment to count; {} else."""
+        return {"epsilon": self.epsilon} if step % max(1, self.steps // 100) == 0 or step == self.steps else {}
 
     @property
     def epsilon(self) -> float:
@@ -390,7 +397,7 @@ def _hooks(network: Network) -> Any:
             elif module.training and torch.is_grad_enabled():
                 if not hasattr(module, "activations"):
                     module.activations = []  # type: ignore[assignment]
-                module.activations.append([tensor.detach() for tensor in inputs])  # type: ignore[operator]
+                module.activations.append([tensor.detach() for tensor in inputs])  # type: ignore[operator, union-attr]
                 for parameter in (*module.lora_a, *module.lora_b):
                     parameter._forward_counter += 1
 

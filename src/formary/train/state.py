@@ -20,6 +20,7 @@ from formary.train.checkpoint import Saved
 from formary.train.optimisers import Optimiser
 from formary.train.parallel import Spread
 from formary.train.parts import part_like
+from formary.train.privacy import PrivateTraining
 from formary.train.stability import Guard
 
 
@@ -104,6 +105,7 @@ class State:
     settings: Train
     threads: int
     spread: Spread
+    private: PrivateTraining | None = None
     progress: Progress = field(default_factory=Progress)
 
     def captured(self) -> Saved:
@@ -125,6 +127,8 @@ class State:
             "rng": random_values,
             "threads": self.threads,
         }
+        if self.private:
+            state["privacy"] = self.private.state()
         return Saved(self.progress.step, tensors, state)
 
     def put_back(self, saved: Saved, console: Console | None = None) -> None:
@@ -152,6 +156,13 @@ class State:
             self.average.updates = saved.state["ema_updates"]
         rng.put_back(saved.tensors["rng"], saved.state["rng"])
         self.guard.load_state(saved.state["guard"])
+        if self.private:
+            if "privacy" not in saved.state:
+                raise CheckpointError(
+                    f"the checkpoint of step {saved.step} was trained without privacy, which cannot be had afterwards; take "
+                    "the privacy section out, or delete the run's checkpoints folder to begin anew"
+                )
+            self.private.load_state(saved.state["privacy"])
         held = saved.state["progress"]
         infinite = {name: math.inf for name in ("best", "best_loss") if held[name] is None}  # JSON has no infinity
         for name, value in {**held, **infinite}.items():
