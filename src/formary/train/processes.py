@@ -193,7 +193,9 @@ def start(arguments: Sequence[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what went wrong is told below
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed"):  # what went wrong is told below
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[_STARTED] = "1"
     if Path("/sys/class/net/lo").exists():  # the name of this machine need not be one that the network knows
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
