@@ -25,6 +25,7 @@ from pydantic import (
 from formary.errors import nearest
 from formary.serve import limits
 from formary.serve.errors import ApiError
+from formary.serve.tools import as_templates_read
 
 Prompt = str | tuple[int, ...]
 
@@ -274,12 +275,70 @@ class Message(BaseModel):
         """As chat templates read it: OpenAI's new name for system is the old one, and nothing empty but the content."""
         role = "system" if self.role == "developer" else self.role
         given = {name: getattr(self, name) for name in ("name", "tool_calls", "tool_call_id")}
+        if self.tool_calls is not None:
+            given["tool_calls"] = as_templates_read(self.tool_calls)
         content = self.content if self.content is not None or self.tool_calls else ""
         return {"role": role, "content": content} | {k: v for k, v in given.items() if v is not None}
 
 
+class Function(BaseModel):
+    """What a tool is called and takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(_bounded_schema)] | None = None
+    strict: bool | None = Field(None, description="True goes with a tool_choice that makes the model call a tool.")
+
+
+class Tool(BaseModel):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    """The name of a tool."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(max_length=limits.NAME_CHARACTERS)]
+
+
+class NamedTool(BaseModel):
+    """The one tool that has to be called."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _tools(value: Any) -> Any:
+    """Tools as they were sent, once each is known to be one: templates write them as they are."""
+    for number, entry in enumerate(value if isinstance(value, list) else ()):
+        try:
+            Tool.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            message = str(first["msg"]).removeprefix("Value error, ")
+            raise ValueError(f"tool {number}: {_place(first['loc'])}: {message}") from None
+    return value
+
+
 Messages = Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES)]
-Tools = Annotated[list[dict[str, Any]], Field(max_length=limits.TOOLS)]
+_TOOL = Tool.model_json_schema()
+_TOOL["properties"]["function"] = _TOOL.pop("$defs")["Function"]
+Tools = Annotated[
+    list[dict[str, Any]],
+    AfterValidator(_tools),
+    Field(max_length=limits.TOOLS),
+    WithJsonSchema({"type": "array", "items": _TOOL, "maxItems": limits.TOOLS}),
+]
 
 
 class ChatRequest(Writing):
@@ -289,7 +348,6 @@ class ChatRequest(Writing):
         "store": (False,),
         "metadata": ({},),
         "service_tier": ("auto", "default"),
-        "parallel_tool_calls": (True,),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
@@ -309,7 +367,8 @@ class ChatRequest(Writing):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.TOP_LOGPROBS)] | None = None
     tools: Tools | None = Field(None, description="Written into the prompt where the model's chat template has them.")
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="With false there is at most one call.")
 
     @model_validator(mode="after")
     def _can_be_chatted(self) -> Self:
@@ -317,7 +376,32 @@ class ChatRequest(Writing):
             raise ValueError("max_tokens: must be at least 1")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only goes with logprobs: true")
+        if self.forced_tools is not None:
+            if not self.forced_tools:
+                which = f"'{self.tool_choice.function.name}' " if isinstance(self.tool_choice, NamedTool) else ""
+                raise ValueError(f"tool_choice: there is no tool {which}among tools to be called")
+            if self.regex or self.choice or (self.response_format and self.response_format.type != "text"):
+                raise ValueError(
+                    "tool_choice: an answer that calls a tool has no other form; say auto, or leave that out"
+                )
+        elif any(tool["function"].get("strict") for tool in self.offered_tools):
+            raise ValueError(
+                "tools: strict is followed where tool_choice is required or names a function; leave it out"
+            )
         return self
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def forced_tools(self) -> list[dict[str, Any]] | None:
+        """The tools of which it must call one; None where it may also write text."""
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            return [tool for tool in self.offered_tools if tool["function"]["name"] == name][:1]
+        return self.offered_tools if self.tool_choice == "required" else None
 
 
 class EmbeddingRequest(Body):
@@ -425,7 +509,7 @@ def _told(error: ValidationError) -> ApiError:
     return ApiError(400, f"{place}: {message}", param=place, code="invalid_value")
 
 
-_BRANCHES = {"str", "int", "float", "bool", "dict", "list"}
+_BRANCHES = {"str", "int", "float", "bool", "dict", "list", "NamedTool"}
 
 
 def _place(location: Sequence[int | str]) -> str:

@@ -7,11 +7,13 @@ carry token ids, so that a client can go on from any of them.
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
 from formary.data.tokenizer import Tokenizer
 from formary.infer.engine import NO_TOKEN, Event, PromptScores
+from formary.serve.tools import Call, CallReader, MarkedText
 
 Top = tuple[tuple[int, float], ...]
 
@@ -42,6 +44,9 @@ class Choice:
     top: list[Top] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)  # characters of the text before each token
     finish: str | None = None
+    calls: list[Call] = field(default_factory=list)
+    reader: CallReader | None = None  # where the model may call tools
+    marked: MarkedText | None = None
 
     def add(self, event: Event) -> None:
         """One more token."""
@@ -50,8 +55,18 @@ class Choice:
             self.logprobs.append(event.logprob)
             self.top.append(event.top)
             self.offsets.append(len(self.text))
-        self.text += event.text
         self.finish = event.finish
+        if self.reader is None:
+            self.text += event.text
+            return
+        text = self.marked(event.token, event.text) if self.marked is not None else event.text
+        for piece in self.reader.push(text, final=event.finish is not None):
+            if isinstance(piece, str):
+                self.text += piece
+            else:
+                self.calls.append(piece)
+        if self.calls and event.finish == "stop":
+            self.finish = "tool_calls"
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,17 @@ def chat_logprobs(tokenizer: Tokenizer, choice: Choice, start: int = 0) -> dict[
 def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
     raw = token_raw(tokenizer, token)
     return {"token": token_text(tokenizer, token), "logprob": logprob, "bytes": list(raw), "id": token}
+
+
+def tool_call(call: Call, number: int, *, short: bool = False) -> dict[str, Any]:
+    """A call of a tool as OpenAI has it, the one of that number in its message.
+
+    Args:
+        short: with an id of nine characters.
+    """
+    made = secrets.token_hex(12)
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": number, "id": made[:9] if short else f"call_{made}", "type": "function", "function": function}
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached: int = 0) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,11 @@ from formary.serve.responses import (
     chat_logprobs,
     completion_logprobs,
     server_sent,
+    tool_call,
     usage,
 )
 from formary.serve.service import Served
+from formary.serve.tools import CallReader, MarkedText, called_schema, form_of
 from formary.serve.worker import Job, Mailbox
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Answering:
         self.choices: list[Choice] = []
         self.scores: dict[int, Any] = {}
         self.cached = 0
+        self.form = form_of(self.model.chat_template or "")
+        self.marked = MarkedText(self.model.tokenizer)
         self._began = time.monotonic()
         self._first: dict[int, float] = {}
 
@@ -173,7 +177,12 @@ class Answering:
 
     def begun(self, number: int) -> Choice:
         """A choice that begins with its prompt, when that is echoed."""
-        place = number // self.n
+        place, body = number // self.n, self.body
+        if isinstance(body, ChatRequest) and body.offered_tools:
+            names = [tool["function"]["name"] for tool in body.offered_tools]
+            bare = self.form.bare or body.forced_tools is not None
+            reader = CallReader(names, bare=bare, most=1 if body.parallel_tool_calls is False else None)
+            return Choice(reader=reader, marked=self.marked)
         if not self.echoes:
             return Choice()
         scores = self.scores.get(place) if self._logprobs is not None else None
@@ -209,16 +218,18 @@ class Answering:
                 yield server_sent(self._frame([self._delta(number, delta)], chunk=True) | nothing)
         async for number, event in self.arrivals():
             choice = self.choices[number]
-            before, characters = len(choice.tokens), len(choice.text)
+            before, characters, calls = len(choice.tokens), len(choice.text), len(choice.calls)
             if number not in begun:
                 begun.add(number)
                 choice = self.choices[number] = self.begun(number)
-                before, characters = 0, 0
+                before, characters, calls = 0, 0, 0
             choice.add(event)
             written += event.token != NO_TOKEN
             text = choice.text[characters:]
-            if text or event.finish is not None or self._logprobs is not None:
-                yield server_sent(self._frame([self._piece(number, choice, text, before)], chunk=True) | nothing)
+            called = range(calls, len(choice.calls))
+            if text or called or event.finish is not None or self._logprobs is not None:
+                piece = self._piece(number, choice, text, before, called)
+                yield server_sent(self._frame([piece], chunk=True) | nothing)
         if counted:
             yield server_sent(self._frame([], chunk=True) | {"usage": self._usage(written)})
         yield DONE
@@ -226,19 +237,29 @@ class Answering:
     def _shown(self, number: int, choice: Choice) -> dict[str, Any]:
         tokenizer, wanted = self.model.tokenizer, self._logprobs is not None
         if self.chat:
+            message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+            if choice.calls:
+                calls = self._calls(choice, range(len(choice.calls)))
+                message["content"] = choice.text or None
+                message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
             return {
                 "index": number,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": message,
                 "logprobs": chat_logprobs(tokenizer, choice) if wanted else None,
                 "finish_reason": choice.finish,
             }
         logprobs = completion_logprobs(tokenizer, choice) if wanted else None
         return {"text": choice.text, "index": number, "logprobs": logprobs, "finish_reason": choice.finish}
 
-    def _piece(self, number: int, choice: Choice, text: str, start: int) -> dict[str, Any]:
+    def _calls(self, choice: Choice, numbers: range) -> list[dict[str, Any]]:
+        return [tool_call(choice.calls[number], number, short=self.form.short_ids) for number in numbers]
+
+    def _piece(self, number: int, choice: Choice, text: str, start: int, called: range) -> dict[str, Any]:
         tokenizer, wanted = self.model.tokenizer, self._logprobs is not None
         if self.chat:
-            delta = {"content": text} if text or choice.finish is None else {}
+            delta: dict[str, Any] = {"content": text} if text or (choice.finish is None and not called) else {}
+            if called:
+                delta["tool_calls"] = self._calls(choice, called)
             logprobs = chat_logprobs(tokenizer, choice, start) if wanted else None
             return self._delta(number, delta) | {"logprobs": logprobs, "finish_reason": choice.finish}
         logprobs = completion_logprobs(tokenizer, choice, start) if wanted else None
@@ -296,11 +317,13 @@ def chat_prompt(served: Served, body: ChatRequest | TokenizeRequest) -> tuple[in
     """
     model = served.model
     messages = [message.plain for message in body.messages or ()]
-    tools = None if isinstance(body, ChatRequest) and body.tool_choice == "none" else body.tools
+    tools = body.offered_tools if isinstance(body, ChatRequest) else body.tools
     if tools and "tools" not in (model.chat_template or ""):
         message = "tools: the model's chat template has no place for tools; leave them out"
         raise ApiError(400, message, param="tools", code="unsupported_field")
     text = model.render_chat(messages, **({"tools": tools} if tools else {}))
+    if isinstance(body, ChatRequest) and body.forced_tools is not None:
+        text += form_of(model.chat_template or "").opening
     _check_length(served, text, "messages")
     return tuple(model.tokenizer.encode(text))
 
@@ -319,6 +342,8 @@ def constraint(model: Model, body: Writing) -> Callable[[], Constraint] | None:
     Raises:
         ApiError: it cannot be followed; the message says what of it.
     """
+    if isinstance(body, ChatRequest) and body.forced_tools is not None:
+        return _forced(model, body.forced_tools)
     form = body.response_format
     asked: dict[str, Any] = {"regex": body.regex, "choice": body.choice}
     if form is not None and form.json_schema is not None:
@@ -330,3 +355,22 @@ def constraint(model: Model, body: Writing) -> Callable[[], Constraint] | None:
     except RequestError as error:
         field = next((name for name in ("regex", "choice") if asked[name] is not None), "response_format")
         raise ApiError(400, str(error), param=field, code="invalid_value") from None
+
+
+def _forced(model: Model, tools: Sequence[dict[str, Any]]) -> Callable[[], Constraint] | None:
+    """What makes the answer a call of one of some tools; where that cannot be, which of them is why."""
+    form = form_of(model.chat_template or "")
+
+    def calling(some: Sequence[dict[str, Any]]) -> Callable[[], Constraint] | None:
+        return asked_for({"json_schema": called_schema(some, form)}, model.tokenizer, ends=model.stop_tokens())
+
+    try:
+        return calling(tools)
+    except RequestError as error:
+        for tool in tools:
+            try:
+                calling([tool])
+            except RequestError as own:
+                message = f"tools: {tool['function']['name']}: {own}"
+                raise ApiError(400, message, param="tools", code="invalid_value") from None
+        raise ApiError(400, f"tools: {error}", param="tools", code="invalid_value") from None
