@@ -106,7 +106,7 @@ def test_the_clipped_gradients_of_rows_add_up_as_in_a_plain_loop(case, piece):
     _, norms = clipped_sum(task, network, batch, 1.0)
     clip = float(np.median(norms))  # half of the rows are cut
     expected, _ = clipped_sum(task, network, batch, clip)
-    private = PrivateTraining(schema.Privacy(delta=1e-3, clip=clip), rows=100, expected=10, steps=5)
+    private = PrivateTraining(schema.Privacy(delta=1e-3, clip=clip), rows=100, expected=10).plan(5)
     private.noise_multiplier = 0.0
     private.attach(network, micro_batch=piece)
     private.gradient(task.loss, network, batch, None, CPU)
@@ -121,7 +121,7 @@ def test_epsilon_is_what_opacus_own_engine_counts(accountant):
     from opacus import PrivacyEngine
 
     settings = schema.Privacy(epsilon=3.0, delta=1e-4, accountant=accountant)
-    private = PrivateTraining(settings, rows=1000, expected=50, steps=60)
+    private = PrivateTraining(settings, rows=1000, expected=50).plan(60)
     for _ in range(40):
         private.accountant.step(noise_multiplier=private.noise_multiplier, sample_rate=private.sample_rate)
     engine = PrivacyEngine(accountant=accountant)
@@ -165,7 +165,7 @@ def test_epsilon_of_full_batches_is_that_of_the_gaussian_mechanism():
 
 def test_the_noise_has_the_announced_standard_deviation():
     _, task, network, batch = setting("classify")
-    private = PrivateTraining(schema.Privacy(delta=1e-3, clip=0.5), rows=100, expected=10, steps=5)
+    private = PrivateTraining(schema.Privacy(delta=1e-3, clip=0.5), rows=100, expected=10).plan(5)
     private.attach(network)
     empty = {name: tensor[:0] for name, tensor in batch.items()}
     private.gradient(task.loss, network, empty, None, CPU)
@@ -182,7 +182,7 @@ def test_the_noise_has_the_announced_standard_deviation():
 
 def test_one_row_moves_the_gradient_by_at_most_clip():
     _, task, network, batch = setting("causal_lm", switches=LLAMA)
-    private = PrivateTraining(schema.Privacy(delta=1e-3, clip=0.01), rows=100, expected=10, steps=5)
+    private = PrivateTraining(schema.Privacy(delta=1e-3, clip=0.01), rows=100, expected=10).plan(5)
     private.noise_multiplier = 0.0
     private.attach(network)
     found = []
@@ -194,7 +194,7 @@ def test_one_row_moves_the_gradient_by_at_most_clip():
 
 def test_a_row_whose_gradient_is_not_finite_is_left_out():
     _, task, network, batch = setting("classify")
-    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=100, expected=10, steps=5)
+    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=100, expected=10).plan(5)
     private.noise_multiplier = 0.0
     private.attach(network)
     private.gradient(task.loss, network, {name: tensor[1:] for name, tensor in batch.items()}, None, CPU)
@@ -215,7 +215,7 @@ def test_a_row_whose_gradient_is_not_finite_is_left_out():
 
 def test_every_row_is_drawn_by_itself_and_the_same_again_after_a_resume():
     examples = [Example(np.arange(2 + row % 5), row=row) for row in range(200)]
-    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=200, expected=20, steps=50)
+    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=200, expected=20).plan(50)
     batches = private.batches(one_of_each(examples, 200), lambda found: {"tokens": torch.zeros(len(found), 1)})
     counts = np.zeros(200)
     sizes = []
@@ -226,7 +226,7 @@ def test_every_row_is_drawn_by_itself_and_the_same_again_after_a_resume():
     assert np.mean(sizes) == pytest.approx(20, abs=4 * math.sqrt(20 * 0.9 / 400))
     assert np.var(sizes) == pytest.approx(18, rel=0.35)
     assert abs(counts - 40).max() < 5 * math.sqrt(40 * 0.9)
-    other = PrivateTraining(schema.Privacy(delta=1e-3), rows=200, expected=20, steps=50)
+    other = PrivateTraining(schema.Privacy(delta=1e-3), rows=200, expected=20).plan(50)
     again = other.batches(batches.draw, batches.collate)
     assert not all(np.array_equal(batches.rows(step), again.rows(step)) for step in range(5))
     private.accountant.step(noise_multiplier=private.noise_multiplier, sample_rate=0.1)
@@ -238,7 +238,7 @@ def test_every_row_is_drawn_by_itself_and_the_same_again_after_a_resume():
 def test_an_empty_draw_is_a_batch_without_rows():
     _, task, *_ = setting("classify")
     examples = task.examples(rows_of("classify"), targets=True)
-    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=len(examples), expected=1, steps=50)
+    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=len(examples), expected=1).plan(50)
     private.sample_rate = 0.0
     batch = private.batches(one_of_each(examples, len(examples)), task.collate).batch(0)
     assert batch["tokens"].shape[0] == 0 == batch["targets"].shape[0]
@@ -282,9 +282,9 @@ def test_several_processes_are_refused(monkeypatch):
 
 def test_a_delta_that_would_give_whole_rows_away_is_refused():
     with pytest.raises(DataError, match=r"privacy\.delta"):
-        PrivateTraining(schema.Privacy(delta=1e-3), rows=1000, expected=10, steps=5)
+        PrivateTraining(schema.Privacy(delta=1e-3), rows=1000, expected=10)
     with pytest.raises(DataError, match=r"train\.batch"):
-        PrivateTraining(schema.Privacy(delta=1e-4), rows=900, expected=900, steps=5)
+        PrivateTraining(schema.Privacy(delta=1e-4), rows=900, expected=900)
 
 
 def test_a_weight_that_is_used_past_its_layer_is_refused():
@@ -294,7 +294,7 @@ def test_a_weight_that_is_used_past_its_layer_is_refused():
         loss, count = task.loss(network, part)
         return loss + network.pooler.dense.weight.sum(), count
 
-    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=100, expected=10, steps=5)
+    private = PrivateTraining(schema.Privacy(delta=1e-3), rows=100, expected=10).plan(5)
     private.attach(network)
     with pytest.raises(FormaryError, match="outside its layer"):
         private.gradient(past, network, batch, None, CPU)

@@ -27,9 +27,20 @@ def check_model(recipe: Recipe, base: Path) -> None:
         base: where the recipe's paths count from.
 
     Raises:
-        RecipeError: a wrong preset, switch, topology or context, or no model where one is needed; the field is named.
+        RecipeError: a wrong preset, switch, topology or context, no model where one is needed, or what cannot be trained
+            privately; the field is named.
+        MissingExtra: a library that training will need is not installed.
     """
     from formary.tasks.registry import labelled_task, pretraining_task
+
+    if recipe.privacy:
+        from formary.train import privacy
+
+        privacy.check(recipe)
+    if recipe.machine.trackers:
+        from formary.train import trackers
+
+        trackers.check(recipe.machine.trackers)
 
     labelled = labelled_task(recipe.task)
     task: Any = labelled or pretraining_task(recipe.task)

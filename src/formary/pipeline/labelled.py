@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from formary.model.config import ModelConfig
     from formary.model.topologies import Network
     from formary.recipe.schema import Recipe
-    from formary.tasks.protocol import LabelledTask
+    from formary.tasks.protocol import Batches, LabelledTask
     from formary.train.machine import Runtime
 
 _SCORED_ROWS = 2000  # validation rows that choose the best weights
@@ -34,17 +34,21 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         seconds of training before this go, as every train stage.
     """
     from formary.data import tokenizer
+    from formary.errors import RecipeError
     from formary.pipeline.model import describer, generation_defaults, save_model, say_model
+    from formary.pipeline.private import in_float32, private_facts, private_training
     from formary.pipeline.resuming import checkpoint_folder
+    from formary.pipeline.seeing import seeing
     from formary.tasks.protocol import ReferringTask
     from formary.tasks.reading import RowBatches, in_batches
     from formary.train.loop import train
     from formary.train.lora import save_adapter
     from formary.train.machine import runtime
+    from formary.train.privacy import one_of_each
     from formary.train.settled import settle
     from formary.train.tuning import finish, prepare, trainable_count
 
-    recipe, settled = context.recipe, runtime(context.recipe.machine)
+    recipe, settled = context.recipe, in_float32(context, runtime(context.recipe.machine))
     if kind.answers == "texts":
         from formary.evaluate.texts import library
 
@@ -80,22 +84,36 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         key=context.keys["train"],
         console=context.console,
     )
-    progress = train(
-        task.loss,
-        network,
-        batches=RowBatches(task, examples, settings),
-        validation=(lambda: in_batches(task, validation)) if validation else None,
-        settings=settings,
-        runtime=settled,
-        run=context.folder,
-        checkpoints=checkpoint_folder(context),
-        console=context.console,
-        score=_score(task, validation_rows[:_SCORED_ROWS], settled) if recipe.train.best == "metric" else None,
-        describe=describer(words),
-        spikes=recipe.spikes,
-        compiled=recipe.machine.compile,
-        watch=context.watch,
-    )
+    batches: Batches = RowBatches(task, examples, settings)
+    private = None
+    if recipe.privacy:
+        if getattr(task, "kind", None) == "regression":
+            raise RecipeError(
+                "train.objective.kind: a regression takes its scale from the rows, so it cannot be trained privately; "
+                "make classes of the numbers, or take the privacy section out"
+            )
+        draw = one_of_each(examples, len(rows))
+        private, batches = private_training(context, network, settings, rows=len(rows), draw=draw, collate=task.collate)
+    with seeing(context) as seen:
+        progress = train(
+            task.loss,
+            network,
+            batches=batches,
+            validation=(lambda: in_batches(task, validation)) if validation else None,
+            settings=settings,
+            runtime=settled,
+            run=context.folder,
+            checkpoints=checkpoint_folder(context),
+            console=context.console,
+            score=_score(task, validation_rows[:_SCORED_ROWS], settled) if recipe.train.best == "metric" else None,
+            describe=describer(words),
+            spikes=None if private else recipe.spikes,
+            compiled=recipe.machine.compile,
+            watch=context.watch,
+            private=private,
+            seeing=seen,
+        )
+    told = private_facts(private)
     if not context.processes.leads:
         return progress.seconds_before
     if recipe.train.tune.method == "lora":
@@ -106,7 +124,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     generation = generation_defaults(recipe)
     if hasattr(task, "generation"):
         generation = task.generation(generation)
-    save_model(context, network, words, progress, generation=generation, settings=task.settings())
+    save_model(context, network, words, progress, generation=generation, settings=task.settings(), told=told)
     return progress.seconds_before
 
 

@@ -87,8 +87,10 @@ def save_model(
     *,
     generation: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the finished model's folder; `settings` is what its task needs to know later."""
+    """Write the finished model's folder; `settings` is what its task needs to know later, `told` what else formary.json
+    is to say of the training."""
     import math
 
     from formary.hub import checkpoint
@@ -97,7 +99,7 @@ def save_model(
     recipe = context.recipe
     facts: dict[str, Any] = {"task": recipe.task, "recipe": context.keys["train"], "name": recipe.name}
     stack, names = network.config.transformer, frozenset(name for name, _ in network.named_parameters())
-    facts["settings"] = settings or {}
+    facts |= {"settings": settings or {}, **(told or {})}
     facts["model"] = {
         "family": checkpoint.representing(network.config, names).name,
         "parameters": parameter_count(network),

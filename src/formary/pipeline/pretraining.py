@@ -24,7 +24,7 @@ from formary.recipe.schema import Recipe, Train
 if TYPE_CHECKING:
     from formary.data.tokenizer import Tokenizer
     from formary.model.topologies import Network
-    from formary.tasks.protocol import PretrainingTask
+    from formary.tasks.protocol import Batches, PretrainingTask
 
 
 def train_text(context: Context) -> float:
@@ -34,18 +34,29 @@ def train_text(context: Context) -> float:
         seconds of training before this go, as every train stage.
     """
     from formary.errors import RecipeError
+    from formary.pipeline.private import in_float32, private_facts, private_training
+    from formary.pipeline.seeing import seeing
+    from formary.tasks.causal_lm import CausalLM
     from formary.train.loop import TokenBytes, train
+    from formary.train.lora import save_adapter
     from formary.train.machine import runtime
     from formary.train.settled import settle
+    from formary.train.tuning import finish, prepare, trainable_count
 
     recipe = context.recipe
-    if recipe.train.tune.method != "full":
-        raise RecipeError("train.tune.method: pretraining trains all weights; other ways are for tasks on rows")
-    settled = runtime(recipe.machine)
+    if recipe.train.tune.method != "full" and recipe.model.start is None:
+        raise RecipeError(
+            "train.tune.method: pretraining from scratch trains all weights; other ways are for models that were trained "
+            "before (model.start)"
+        )
+    settled = in_float32(context, runtime(recipe.machine))
     tokenizer, task = made_task(context)
     network = starting_network(context, task, tokenizer)
     check_prompts(context.recipe, tokenizer, network)
+    prepare(network, recipe.train.tune, seed=recipe.train.seed)
     say_model(context, network, settled)
+    if recipe.train.tune.method != "full":
+        context.console.print(f"  {trainable_count(network):,} of them train ({recipe.train.tune.method})")
     validation = open_tokens(context, "validation")
     if validation.tokens < 2:
         context.console.print("  no validation text: the last weights will count as the best")
@@ -61,28 +72,47 @@ def train_text(context: Context) -> float:
         console=context.console,
     )
     task = _with(recipe, settings, tokenizer)
-    progress = train(
-        task.loss,
-        network,
-        batches=task.training_batches(training),
-        validation=(lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens))
-        if validation.tokens > 1
-        else None,
-        settings=settings,
-        runtime=settled,
-        run=context.folder,
-        checkpoints=checkpoint_folder(context),
-        console=context.console,
-        token_bytes=TokenBytes(training.bytes_per_token, validation.bytes_per_token) if task.covers_text else None,
-        sample=sampler(context, tokenizer),
-        describe=describer(tokenizer),
-        spikes=recipe.spikes,
-        compiled=recipe.machine.compile,
-        watch=context.watch,
-    )
+    batches: Batches = task.training_batches(training)
+    private = None
+    if recipe.privacy:
+        assert isinstance(task, CausalLM)
+        private, batches = private_training(
+            context,
+            network,
+            settings,
+            rows=training.documents,
+            draw=task.document_draws(training),
+            collate=task.collate_documents,
+        )
+    with seeing(context) as seen:
+        progress = train(
+            task.loss,
+            network,
+            batches=batches,
+            validation=(lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens))
+            if validation.tokens > 1
+            else None,
+            settings=settings,
+            runtime=settled,
+            run=context.folder,
+            checkpoints=checkpoint_folder(context),
+            console=context.console,
+            token_bytes=TokenBytes(training.bytes_per_token, validation.bytes_per_token) if task.covers_text else None,
+            sample=sampler(context, tokenizer),
+            describe=describer(tokenizer),
+            spikes=None if private else recipe.spikes,
+            compiled=recipe.machine.compile,
+            watch=context.watch,
+            private=private,
+            seeing=seen,
+        )
+    told = private_facts(private)
     if not context.processes.leads:
         return progress.seconds_before
-    save_model(context, network, tokenizer, progress, generation=generation_defaults(recipe))
+    if recipe.train.tune.method == "lora":
+        save_adapter(context.folder / "adapter", network, recipe.train.tune, base=str(recipe.model.start))
+    finish(network)
+    save_model(context, network, tokenizer, progress, generation=generation_defaults(recipe), told=told)
     return progress.seconds_before
 
 

@@ -20,7 +20,7 @@ _FILE = "training.json"
 # What the weights do not depend on, by the beginning of a field's name.
 _APART = (
     *("name", "description", "run_folder", "evaluate.", "generate.", "search.", "machine.threads"),
-    *("train.keep", "train.save_every", "train.sample_every"),
+    *("train.keep", "train.save_every", "train.sample_every", "train.histograms_every"),
 )
 # What changes their last digits only.
 _HARMLESS = ("train.micro_batch", "machine.")

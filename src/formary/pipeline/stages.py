@@ -214,8 +214,11 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: [
             recipe.task,
             recipe.model.model_dump(),
-            recipe.train.model_dump(exclude={"keep", "save_every", "sample_every", "activation_checkpointing"}),
-            recipe.machine.model_dump(exclude={"threads", "parallel"}),
+            recipe.train.model_dump(
+                exclude={"keep", "save_every", "sample_every", "histograms_every", "activation_checkpointing"}
+            ),
+            recipe.machine.model_dump(exclude={"threads", "parallel", "profile", "trackers"}),
+            *([recipe.privacy.model_dump()] if recipe.privacy else []),
         ],
         _train,
         ("model/model.safetensors", "metrics.jsonl"),

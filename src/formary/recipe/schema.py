@@ -280,6 +280,9 @@ class Train(Section):
     )
     stability: Stability = Stability()
     sample_every: int | None = Field(None, ge=1, description="steps between text samples")
+    histograms_every: int | None = Field(
+        None, ge=1, description="steps between histograms of weights and gradients in TensorBoard; null: none"
+    )
     seed: int = Field(1337, ge=0)
 
     @property
@@ -368,6 +371,12 @@ class Machine(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the hardware has it and float32 elsewhere"
+    )
+    profile: bool = Field(
+        False, description="watch some steps: a Chrome trace, and where the time goes (formary run --profile)"
+    )
+    trackers: list[Literal["mlflow", "wandb"]] = Field(
+        default_factory=list, description="tell MLflow or Weights & Biases of the training too (extras of these names)"
     )
     compile: bool = Field(False, description="torch.compile: pays on long runs, needs a C++ compiler")
     deterministic: bool = Field(

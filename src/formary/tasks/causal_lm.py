@@ -5,9 +5,10 @@ Documents are packed end to end into windows; with `cross_documents: false` atte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,18 @@ class CausalLM:
         train = self.recipe.train
         for rows in stream_windows(shards, context=train.context, batch=train.batch_size, max_tokens=max_tokens):
             yield {"tokens": torch.from_numpy(rows.tokens), "targets": torch.from_numpy(rows.targets)}
+
+    def document_draws(self, shards: TokenShards) -> Callable[[int, np.random.Generator], Example | None]:
+        """Of a document by its number: all of it, or a random stretch of context + 1 tokens where it is longer."""
+        context = self.recipe.train.context
+        begin = [] if shards.begin_id is None else [shards.begin_id]
+
+        def draw(number: int, rng: np.random.Generator) -> Example | None:
+            tokens = np.concatenate([np.array(begin, dtype=np.int64), shards.document(number).astype(np.int64)])
+            start = int(rng.integers(max(0, len(tokens) - context - 1) + 1))
+            return Example(tokens[start : start + context + 1], row=number) if len(tokens) > 1 else None
+
+        return draw
 
     def collate_documents(self, examples: Sequence[Example]) -> Batch:
         """Documents, or stretches of them, each in a row of its own: every token but the first is predicted once."""

@@ -94,15 +94,13 @@ class PrivateTraining:
     Args:
         rows: how many rows there are to learn from; counts as public, as do the recipe and the names of labels.
         expected: rows that a step draws on average; each is drawn by itself with the chance expected / rows.
-        steps: for which the noise is set so that epsilon is spent at the last.
 
     Raises:
         DataError: too few rows for delta, or for the batch.
     """
 
-    def __init__(self, settings: schema.Privacy, *, rows: int, expected: int, steps: int) -> None:
+    def __init__(self, settings: schema.Privacy, *, rows: int, expected: int) -> None:
         from opacus.accountants import create_accountant
-        from opacus.accountants.utils import get_noise_multiplier
 
         if settings.delta >= 1 / max(rows, 1):
             raise DataError(
@@ -113,8 +111,19 @@ class PrivateTraining:
             raise DataError(
                 f"train.batch: {expected} of {rows:,} training rows a step leaves nothing to chance; lower it"
             )
-        self.settings, self.rows, self.expected, self.steps = settings, rows, expected, steps
+        self.settings, self.rows, self.expected = settings, rows, expected
         self.sample_rate = expected / rows
+        self.steps, self.noise_multiplier = 0, 0.0
+        self.accountant = create_accountant(mechanism=settings.accountant)
+        self._secret = secrets.randbits(128) if settings.seed is None else settings.seed
+        self._loss = 0.0  # the last that was finite
+        self._dp: Any = None
+
+    def plan(self, steps: int) -> PrivateTraining:
+        """Set the noise so that epsilon is spent at the last of so many steps."""
+        from opacus.accountants.utils import get_noise_multiplier
+
+        self.steps, settings = steps, self.settings
         with _quiet():
             self.noise_multiplier = float(
                 get_noise_multiplier(
@@ -126,10 +135,7 @@ class PrivateTraining:
                     epsilon_tolerance=min(0.01, settings.epsilon / 100),
                 )
             )
-        self.accountant = create_accountant(mechanism=settings.accountant)
-        self._secret = secrets.randbits(128) if settings.seed is None else settings.seed
-        self._loss = 0.0  # the last that was finite
-        self._dp: Any = None
+        return self
 
     def says(self) -> str:
         """What is about to be done, in a sentence."""

@@ -39,6 +39,13 @@ class Tracker(Protocol):
         ...
 
 
+def check(names: Sequence[str]) -> None:
+    """Raises MissingExtra where the library of a tracker is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(name, f"machine.trackers: {name}")
+
+
 @contextmanager
 def opened(
     names: Sequence[str],
@@ -61,9 +68,7 @@ def opened(
     Raises:
         MissingExtra: a library is not installed.
     """
-    for one in names:
-        if importlib.util.find_spec(one) is None:
-            raise MissingExtra(one, f"machine.trackers: {one}")
+    check(names)
     known = durable.read_json(run / FILE)
     known = known if known.get("key") == key else {"key": key}
     flat = dict(_flattened(settings))
