@@ -148,10 +148,13 @@ def test_parts_of_text_are_joined_and_other_parts_are_refused() -> None:
     assert error.param == "messages[1].content" and "part 0" in error.message
 
 
-def test_tool_calls_come_to_the_template_as_they_were() -> None:
-    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    plain = chat(messages=[{"role": "assistant", "content": None, "tool_calls": calls}]).messages[0].plain
-    assert plain == {"role": "assistant", "content": None, "tool_calls": calls}
+@pytest.mark.parametrize(("sent", "read"), [('{"a": "é"}', {"a": "é"}), ("{}", {}), ("no JSON", "no JSON"), ("3", "3")])
+def test_arguments_of_tool_calls_come_to_the_template_as_objects(sent: str, read: Any) -> None:
+    def calls(arguments: Any) -> list[Any]:
+        return [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+
+    plain = chat(messages=[{"role": "assistant", "content": None, "tool_calls": calls(sent)}]).messages[0].plain
+    assert plain == {"role": "assistant", "content": None, "tool_calls": calls(read)}
 
 
 @pytest.mark.parametrize(
