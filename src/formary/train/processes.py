@@ -134,7 +134,10 @@ def joined() -> Iterator[Processes]:
         yield found
         return
     with _noticing_loss(found):
-        distributed.init_process_group("gloo", timeout=_PATIENCE)
+        store, rank, count = next(distributed.rendezvous("env://", timeout=_PATIENCE))
+        if found.local_count == found.count:  # a restart of all must not read the addresses of those that are gone
+            store = distributed.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
         try:
             yield found
         finally:
@@ -168,6 +171,7 @@ def _is_loss(error: RuntimeError) -> bool:
         "Broken pipe",
         "Socket closed",
         "recvValue failed",
+        "connectFullMesh",
     )
     return isinstance(error, distributed.DistError) or any(sign in said for sign in signs)
 
