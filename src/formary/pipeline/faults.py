@@ -107,10 +107,11 @@ def _kills(lab: _Lab, kills: int) -> Outcome:
         place, hits = lab.fresh(), 0
         while left > 0 and hits < _GOES_PER_TRAINING:
             child = lab.start(place)
-            if child.wait(lab.random.uniform(0, 1.1 * lab.seconds)) is not None:
+            if child.wait(lab.random.uniform(0, 0.6 * lab.seconds)) is not None:
                 break
             child.signal(signal.SIGKILL)
-            child.end()
+            if child.end() != -signal.SIGKILL:
+                break
             hits, left = hits + 1, left - 1
         outcome.count(lab.finish(place), hits)
     return outcome
