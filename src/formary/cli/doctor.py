@@ -1,7 +1,8 @@
 """`formary doctor`: what this machine has, how fast it is (measured), what is missing and the command that gets it.
 
 `examine` gathers plain values, `doctor` prints them as tables or JSON; exit code 0 means that training can start.
-It installs nothing, changes nothing, and goes online for nothing.
+It installs nothing, changes nothing, and goes online for nothing. With a recipe it says what the run will need, from a
+probe of its training (`pipeline.forecast`); the run's data is then prepared already.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from formary.errors import FormaryError
 
 if TYPE_CHECKING:
     import torch
@@ -51,18 +54,64 @@ _MEASURE_SECONDS = 0.5
 
 
 def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Predict what this recipe's run will need: memory, disk and time.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the recipe.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show what this machine can do, and what is missing with the command that gets it.
 
-    Takes about three seconds, one of them measuring. Exit code 0: training can start.
+    Takes about three seconds, one of them measuring. Exit code 0: training can start. With a recipe its data is prepared
+    (the run will not do that again) and 20 steps or more of its training are tried; exit code 1: it does not fit here.
     """
+    if recipe is not None:
+        _foretell(recipe, set_, folder, as_json)
+        return
+    if set_ or folder:
+        raise FormaryError("--set and --folder belong to a recipe: formary doctor RECIPE --set ...")
     found = examine()
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print(found)
     if found["problems"]:
+        raise typer.Exit(1)
+
+
+def _foretell(recipe: str, overrides: list[str] | None, folder: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from formary.pipeline.forecast import foretell
+    from formary.train.records import duration
+
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    found = foretell(recipe, overrides=overrides or (), folder=folder, console=console)
+    if as_json:
+        print(json.dumps({**asdict(found), "folder": str(found.folder), "fits": found.fits}, indent=2))
+    else:
+        parts = found.forecast
+        console.print()
+        console.print(
+            f"time    {duration(found.seconds)} of training: {parts.steps:,} steps of {parts.step_seconds:.3g} s, "
+            f"{parts.validations:,} validations of {parts.validation_seconds:.2g} s"
+        )
+        console.print(
+            f"memory  {_size(found.memory)} at most, of {_size(found.memory_free)} that it can have"
+            + ("" if found.memory <= found.memory_free else ": lower train.micro_batch or train.batch")
+        )
+        console.print(
+            f"disk    {_size(found.disk)} at most for {parts.checkpoints} checkpoints of {_size(parts.checkpoint_bytes)} "
+            f"and the model, of {_size(found.disk_free)} free"
+            + ("" if found.disk <= found.disk_free else ": lower train.keep, or name another disk with --folder")
+        )
+        console.print("The run's report will say how right this was.")
+    if not found.fits:
         raise typer.Exit(1)
 
 
@@ -361,4 +410,4 @@ def _yes(value: bool) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"

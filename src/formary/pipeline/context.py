@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from formary.train.processes import ALONE, Processes
 if TYPE_CHECKING:
     from formary.data.shards import TokenShards
     from formary.train.loop import Watch
+    from formary.train.state import Progress
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,6 +37,7 @@ class Context:
     processes: Processes = ALONE  # this one among those of the run
     data: Mapping[str, str] = field(default_factory=dict)  # hashes of the data files by path
     allow_changed: bool = False  # go on with what a training on other data or of another recipe has learned
+    trainer: Callable[..., Progress] | None = None  # in place of `train.loop.train`, with its arguments
 
     @property
     def documents(self) -> Path:

@@ -95,7 +95,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         draw = one_of_each(examples, len(rows))
         private, batches = private_training(context, network, settings, rows=len(rows), draw=draw, collate=task.collate)
     with seeing(context) as seen:
-        progress = train(
+        progress = (context.trainer or train)(
             task.loss,
             network,
             batches=batches,

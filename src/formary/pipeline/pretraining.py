@@ -85,7 +85,7 @@ def train_text(context: Context) -> float:
             collate=task.collate_documents,
         )
     with seeing(context) as seen:
-        progress = train(
+        progress = (context.trainer or train)(
             task.loss,
             network,
             batches=batches,

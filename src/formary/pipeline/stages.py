@@ -6,6 +6,7 @@ work itself is done by the rooms below. Nothing heavy is imported until a stage 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,13 +124,18 @@ def _tokens(context: Context) -> None:
 
 def _train(context: Context) -> float:
     from formary.pipeline import resuming
+    from formary.pipeline.forecast import measured_training
+    from formary.train.forecast import reset_peak
 
     if context.processes.leads:
         resuming.claim(context, context.data, allow_changed=context.allow_changed)
     context.processes.wait()
+    began = time.perf_counter()
+    reset_peak()
     seconds = trained(context)
     if context.processes.leads:
         resuming.finished(context)
+        measured_training(context, seconds + time.perf_counter() - began)
     return seconds
 
 

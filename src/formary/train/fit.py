@@ -23,9 +23,10 @@ from formary.errors import FormaryError
 from formary.model.topologies import Network
 from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch
-from formary.train.loop import Loss, gradient
+from formary.train.loop import gradient
 from formary.train.machine import Runtime
 from formary.train.memory import is_memory
+from formary.train.parallel import Loss
 
 MARGIN = 0.3  # of the free memory stays free
 LARGEST, SMALLEST = 64, 8  # sequences per step: beyond, a step costs more than it teaches; below, it is mostly noise

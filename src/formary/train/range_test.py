@@ -18,9 +18,10 @@ from formary.model.topologies import Network
 from formary.recipe import schema
 from formary.recipe.schema import Train
 from formary.tasks.protocol import Batches
-from formary.train.loop import Loss, gradient
+from formary.train.loop import gradient
 from formary.train.machine import Runtime
 from formary.train.optimisers import Optimiser
+from formary.train.parallel import Loss
 from formary.train.tuning import lr_scale
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 71  # ten steps a decade

@@ -18,8 +18,8 @@ from formary.model.topologies import Network
 from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch, Batches
 from formary.train import fit, range_test
-from formary.train.loop import Loss
 from formary.train.machine import Runtime
+from formary.train.parallel import Loss
 
 BATCH_FILE, LR_FILE = "batch_finder.json", "lr_finder.json"
 
