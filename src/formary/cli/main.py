@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "prepare": Command("formary.cli.run", "prepare", "Only read, clean, split and tokenise the data"),
         "train": Command("formary.cli.run", "train", "Only up to the trained model"),
         "evaluate": Command("formary.cli.run", "evaluate", "Measure a run's or any model, beside its baselines"),
+        "top": Command("formary.cli.top", "top", "Watch runs live: curves, rate, time left, memory"),
         "search": Command("formary.cli.search", "search", "Try settings of a recipe and keep the best"),
         "report": Command("formary.cli.run", "report", "Only write the report of a run again"),
     },

@@ -49,11 +49,19 @@ def run(
     ] = None,
     processes: Processes = None,
     allow_changed: AllowChanged = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Watch some training steps: a Chrome trace, and a table of where the time goes."
+        ),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Do everything a recipe asks for: prepare, train, evaluate, report. What is up to date is not done again."""
     if seeds is not None and folds is not None:
         raise FormaryError("--seeds and --folds: give one of them")
+    if profile:
+        set_ = [*(set_ or ()), "machine.profile=true"]
     if (seeds is not None or folds is not None) and (processes is not None or "RANK" in os.environ):
         raise FormaryError(
             "--seeds and --folds run one after the other in one process; for several processes give the commands yourself, "
@@ -67,6 +75,8 @@ def run(
     if json:
         return
     say(f"\nreport: {result.report}\nmodel:  {result.model}")
+    if profile and "train" not in result.did:
+        say("nothing was trained, so there was nothing to profile; name another folder with --folder")
     if result.did:
         say("next, try:")
         for command in _next_commands(result):

@@ -32,3 +32,9 @@ def bar(console: Console | None, says: str) -> Iterator[Progress]:
     with rich_progress.Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(says, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+def share_bar(share: float, width: int) -> str:
+    """A share of the whole as a line of blocks: ██████░░░░ 60 %."""
+    full = round(max(0.0, min(share, 1.0)) * width)
+    return f"{'█' * full}{'░' * (width - full)} {share:.0%}"

@@ -123,7 +123,7 @@ def train(
     progress = state.progress
     gradient_of = private.gradient if private else gradient
     batches = seeing.batches(batches)
-    records = Records(run, resume_step=progress.step, writes=processes.leads, seeing=seeing)
+    records = Records(run, resume_step=progress.step, total=total, writes=processes.leads, seeing=seeing)
     incidents = Incidents(run, resume_step=progress.step, roll_backs=guard.memory.roll_backs, writes=processes.leads)
     every = max(1, total // _RECORDS)
     saved_step = progress.step
@@ -180,7 +180,7 @@ def train(
                         f"there on with {guard.lr_factor:g} of the learning rate"
                     )
                     records.close()
-                    records = Records(run, resume_step=back, writes=processes.leads, seeing=seeing)
+                    records = Records(run, resume_step=back, total=total, writes=processes.leads, seeing=seeing)
                     saved_step = back
                     continue
             elapsed = time.perf_counter() - began

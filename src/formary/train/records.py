@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from formary.model.topologies import Network
 from formary.tasks.protocol import Batches
 from formary.train.profiling import Profile
 from formary.train.trackers import Tracker
+
+LIVE = "live.json"
+"""In the run folder, for who watches from outside: steps of the training, and the process at work."""
 
 _PLAIN_INTERVAL = 10.0  # seconds between lines when the output is not a terminal
 _LEFT = "the checkpoints are whole, the same command goes on from the last"
@@ -61,13 +65,16 @@ NOTHING_ELSE = Seeing()
 class Records:
     """Opens the run's records; `resume_step` drops lines beyond it (a killed run wrote them and lost the weights)."""
 
-    def __init__(self, run: Path, *, resume_step: int, writes: bool = True, seeing: Seeing = NOTHING_ELSE) -> None:
-        """`writes`: whether this process does; of several one is enough."""
+    def __init__(
+        self, run: Path, *, resume_step: int, total: int = 0, writes: bool = True, seeing: Seeing = NOTHING_ELSE
+    ) -> None:
+        """`total`: steps of the whole training; `writes`: whether this process does; of several one is enough."""
         self.path, self.writes, self.seeing = run / "metrics.jsonl", writes, seeing
         if not writes:
             return
         kept = [line for line in read_records(self.path) if line["step"] <= resume_step] if resume_step else []
         durable.write_text(self.path, "".join(_line(record) for record in kept))
+        durable.write_json(run / LIVE, {"total": total, "pid": os.getpid()})
         if not resume_step:  # the curves of another training would be drawn into these
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
         with durable.naming(run, left=_LEFT):
