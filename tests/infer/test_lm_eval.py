@@ -146,7 +146,8 @@ def served(folder, environment):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", ["batch_size=1", "batch_size=7,num_concurrent=4"], ids=["one by one", "together"])
 def test_through_the_server_the_harness_finds_what_it_finds_in_process(harness_tasks, tmp_path, monkeypatch, options):
-    pytest.importorskip("tenacity", reason="lm-eval[api] is not installed")
+    for needed in ("lm_eval", "tenacity"):
+        pytest.importorskip(needed, reason="lm-eval[api] is not installed")
     from formary.infer.lm_eval import FormaryLM
 
     folder = gpt2(tmp_path / "tiny", 512)  # in which every text fits whole: over HTTP windows are cut otherwise
