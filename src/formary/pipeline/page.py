@@ -176,6 +176,28 @@ PAGE = """\
 {% endif %}
 </section>
 {% endif %}
+{% if incidents %}
+<section id="incidents">
+<p class="eyebrow">Stability</p>
+<h2>{{ incidents.heading|unbroken }}</h2>
+{% for sentence in incidents.backs %}<p>{{ sentence }}</p>{% endfor %}
+<p class="small">A step is skipped when its loss or gradient is not finite or far above what is usual: the weights stay as they were. The losses are those of the single sequences, with the weights of that step.</p>
+{% for one in incidents.shown %}
+<details><summary>Step {{ "{:,}".format(one.step) }}: {{ one.why }}</summary>
+{% if one.worst %}
+<h3>The worst of {{ one.shape }} tokens</h3>
+<table><thead><tr><th>sequence</th><th>loss</th><th>text</th></tr></thead>
+<tbody>{% for loss, text, place in one.worst %}<tr><td>{{ place }}</td><td>{{ loss }}</td><td lang="{{ text|lang }}">{{ text }}</td></tr>{% endfor %}</tbody></table>
+{% endif %}
+{% if one.layers %}
+<h3>Gradient norm by layer</h3>
+<dl class="list">{% for name, norm in one.layers %}<dt>{{ name }}</dt><dd>{{ norm }}</dd>{% endfor %}</dl>
+{% endif %}
+</details>
+{% endfor %}
+{% if incidents.more %}<p class="small">{{ "{:,}".format(incidents.more) }} more are in incidents.jsonl.</p>{% endif %}
+</section>
+{% endif %}
 {% macro show(sample) %}
 <figure class="sample">
 <blockquote lang="{{ (sample.prompt ~ sample.text)|lang }}"><b>{{ sample.prompt }}</b>{{ continuation(sample) }}</blockquote>
@@ -237,6 +259,7 @@ PAGE = """\
 <h2>{{ cost.heading|unbroken }}</h2>
 {% if cost.figure %}<figure>{{ cost.figure }}</figure>{% endif %}
 {% if report.machine %}<dl class="list">{% for key, value in report.machine.items() if value is not none %}<dt>{{ key|label }}</dt><dd>{{ value|plain }}</dd>{% endfor %}</dl>{% endif %}
+{% if report.forecast %}<p>{{ report.forecast|capitalise }}</p>{% endif %}
 {% if report.energy %}<p class="small">The energy is an estimate: {{ report.energy.assumption }}</p>{% endif %}
 </section>
 {% endif %}

@@ -17,11 +17,13 @@ import torch
 from formary.data import tokenizer as tokenizers
 from formary.evaluate.interval import Interval
 from formary.pipeline.context import Context, open_tokens
+from formary.pipeline.forecast import compared, said
 from formary.pipeline.report import Energy, Metric, ReportData, Sample
 from formary.recipe import to_yaml
 from formary.train.machine import cpu_name, physical_cores, runtime
 from formary.train.records import read_records
 from formary.train.settled import BATCH_FILE, LR_FILE, found_in
+from formary.train.stability import incidents_of
 from formary.version import __version__
 
 _WATTS_PER_CORE = 15.0  # a busy core of a common desktop or server processor, its share of the board included
@@ -61,6 +63,8 @@ def gather(context: Context) -> ReportData:
         validation=[record for record in records if "validation_loss" in record],
         lr_finder=found_in(folder / LR_FILE, context.keys["train"]),
         batch_finder=found_in(folder / BATCH_FILE, context.keys["train"]),
+        incidents=incidents_of(folder),
+        forecast=said(foretold) if (foretold := compared(folder, context.keys["train"])) else "",
         metrics=metrics,
         samples=[*taken, *along],
         details=evaluation.get("details", {}),

@@ -21,6 +21,7 @@ from formary import durable
 from formary.evaluate.interval import Interval
 from formary.evaluate.labels import LOWER_IS_BETTER as LABELLED_LOWER
 from formary.pipeline import figures
+from formary.pipeline.incidents import post_mortem
 from formary.pipeline.page import PAGE, STYLE, framed
 from formary.pipeline.tables import tables_of
 
@@ -123,6 +124,8 @@ class ReportData:
     validation: Sequence[Mapping[str, Any]] = ()
     lr_finder: Mapping[str, Any] = field(default_factory=dict)  # lr_finder.json, where the run searched its rate
     batch_finder: Mapping[str, Any] = field(default_factory=dict)  # batch_finder.json, likewise
+    incidents: Sequence[Mapping[str, Any]] = ()  # lines of incidents.jsonl: skipped steps and roll-backs
+    forecast: str = ""  # how right `formary doctor` was, in a sentence
     metrics: Sequence[Metric] = ()
     samples: Sequence[Sample] = ()
     details: Mapping[str, Any] = field(default_factory=dict)  # of a labelled task's answers, as evaluation gives them
@@ -243,6 +246,7 @@ def render_report(report: ReportData) -> str:
         reliability=_reliability(report.details.get("calibration")),
         writes=report.task in WRITES,
         learning=learning,
+        incidents=post_mortem(report.incidents),
         data=data,
         model=model_sentence(report),
         cost=_cost(report),
