@@ -13,7 +13,7 @@ from formary.train.fit import free_memory
 def test_what_is_foretold_of_disk_and_memory_is_what_the_run_takes(place):
     found = foretell(str(place.recipe), folder=place.run_folder)
     assert found.fits and found.forecast.steps == 6 and found.forecast.validations == 2
-    assert not list(place.run_folder.glob(".probe-*")) and not (place.run_folder / "checkpoints").exists()
+    assert not list(place.run_folder.glob(".writing-*")) and not (place.run_folder / "checkpoints").exists()
     result = place.run()
     assert result.did == ("train", "evaluate", "report")
     (checkpoints,) = (place.run_folder / "checkpoints").iterdir()

@@ -89,13 +89,14 @@ def _stopped(folder: Path, key: str, *, finished: bool = False) -> tuple[Path, i
     Args:
         finished: count those that came to their end, too.
     """
-    from formary.train.checkpoint import steps_in
-
     found = []
     for place in folder.glob("checkpoints/*/"):
-        told, steps = durable.read_json(place / _FILE), steps_in(place)
-        if told and steps and place.name != key[:12] and (finished or not told.get("finished")):
-            found.append((place, steps[-1], told))
+        told = durable.read_json(place / _FILE)
+        if told and place.name != key[:12] and (finished or not told.get("finished")):
+            from formary.train.checkpoint import steps_in
+
+            if steps := steps_in(place):
+                found.append((place, steps[-1], told))
     return max(found, key=lambda one: one[0].stat().st_mtime, default=None)
 
 

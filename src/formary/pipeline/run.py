@@ -120,7 +120,8 @@ def _lead(
         done = _read_done(folder)
         waiting = [stage for stage in wanted if not _is_done(stage, keys, done, folder)]
         data = _by_path(fingerprints)
-        check_unfinished(folder, recipe, keys["train"], data, allow_changed=allow_changed)
+        if any(stage.name == "train" for stage in waiting):
+            check_unfinished(folder, recipe, keys["train"], data, allow_changed=allow_changed)
         if fingerprints != durable.read_json(folder / _FINGERPRINTS):
             durable.write_json(folder / _FINGERPRINTS, fingerprints)
         remember_owner(folder, file)
@@ -308,7 +309,7 @@ def owned(folder: Path) -> Iterator[TextIO]:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FormaryError(f"{folder}: another formary process is at work in this run folder") from None
-        for place in ("", "data", "data/documents", "data/tokens", "model"):
+        for place in ("", "data", "data/documents", "data/documents/parts", "data/tokens", "model"):
             durable.remove_leftovers(folder / place)
         yield log
     finally:

@@ -82,7 +82,7 @@ def probe(loss_of: Any, network: Any, *, settings: Train, runtime: Runtime, batc
     given |= {"console": Console(quiet=True), "watch": None}
     given.pop("seeing", None)
     reset_peak()
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=given["run"]) as folder:
+    with tempfile.TemporaryDirectory(prefix=".writing-probe-", dir=given["run"]) as folder:
         place, wanted = Path(folder), STEPS
         while True:
             given |= {"run": place / str(wanted), "checkpoints": place / str(wanted) / "checkpoints"}
