@@ -21,8 +21,9 @@ def walked(made: Any) -> list[tuple[str, str]]:
 
     def walk(routes: Any) -> None:
         for route in routes:
-            if hasattr(route, "routes") and not hasattr(route, "methods"):
-                walk(route.routes)
+            inner = getattr(route, "original_router", route)  # of routes that were included
+            if hasattr(inner, "routes") and not hasattr(route, "methods"):
+                walk(inner.routes)
             for method in sorted(getattr(route, "methods", None) or ()):
                 found.append((method, route.path))
 
@@ -37,7 +38,8 @@ def app_of(made: Any) -> Any:
 def test_every_route_but_health_and_the_page_asks_for_the_key(start: Any, models: Any) -> None:
     with start({"writer": models["writer"]()}, api_keys=("first key", "second")) as made:
         routes = walked(made)
-        assert {"/v1/completions", "/metrics", "/openapi.json", "/tokenize"} <= {path for _, path in routes}
+        known = {"/v1/completions", "/metrics", "/openapi.json", "/tokenize", "/playground/stages", "/static/{name}"}
+        assert known <= {path for _, path in routes}
         for method, path in routes:
             real = path.replace("{model:path}", "writer").replace("{name}", "index.html")
             status = made.client.request(method, real).status_code
@@ -192,3 +194,103 @@ def test_a_defect_of_ours_is_a_500_without_its_insides(served: Any, monkeypatch:
     assert found.headers["connection"] == "close"
     monkeypatch.undo()
     assert served.post("/v1/predict/classify", {"inputs": ["a"]}).status_code == 200
+
+
+def nested(depth: int, key: str, leaf: str = "{}") -> str:
+    return f'{{"{key}":' * depth + leaf + "}" * depth
+
+
+@pytest.mark.parametrize("depth", [40, 200, 500, 950, 50_000])
+def test_nothing_nested_too_deeply_is_a_defect(served: Any, depth: int) -> None:
+    hello = '"model": "writer", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]'
+    tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {nested(depth, "items")}}}}}'
+    call = json.dumps({"function": {"name": "f", "arguments": nested(depth, "a")}})
+    bodies = {
+        "/v1/chat/completions": [
+            f'{{{hello}, "tools": [{tool}]}}',
+            f'{{{hello}, "tools": [{tool}], "tool_choice": "required"}}',
+            f'{{{hello}, "response_format": {{"type": "json_schema", "json_schema": {{"schema": {nested(depth, "items")}}}}}}}',
+            f'{{"model": "writer", "max_tokens": 1, "messages": [{{"role": "assistant", "tool_calls": [{call}]}}]}}',
+        ],
+        "/v1/completions": [f'{{"model": "writer", "prompt": {"[" * depth + "]" * depth}}}'],
+        "/v1/predict/classify": [f'{{"inputs": [{nested(depth, "text", "1")}]}}'],
+        "/v1/predict/translate": [f'{{"inputs": [{nested(depth, "source", "1")}]}}'],
+        "/v1/embeddings": [f'{{"model": "embed", "input": {"[" * depth + "]" * depth}}}'],
+        "/tokenize": [f'{{{hello}, "tools": [{tool}]}}'],
+        "/playground/stages": [f'{{"model": "writer", "prompt": {"[" * depth + "]" * depth}}}'],
+    }
+    for path, raws in bodies.items():
+        for raw in raws:
+            found = served.client.post(path, content=raw.encode(), headers={"Content-Type": "application/json"})
+            assert found.status_code < 500, (path, raw[:200], found.text)
+
+
+@pytest.mark.parametrize(
+    "odd", ["\x00", "a\x00b", "\u202e", "\ufeff", "\ufdd0", "\U0010ffff", "e\u0301" * 50, "\r\n\r\n"], ids=ascii
+)
+def test_odd_characters_are_only_text(served: Any, odd: str) -> None:
+    asked = {"model": "writer", "max_tokens": 2}
+    tool = {"type": "function", "function": {"name": "f", "description": odd}}
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {**asked, "prompt": odd, "stop": [odd], "user": odd}),
+        ("/v1/completions", {**asked, "prompt": "a", "choice": [odd]}),
+        ("/v1/completions", {**asked, "prompt": "a", "regex": odd}),
+        (
+            "/v1/chat/completions",
+            {**asked, "messages": [{"role": "user", "content": odd, "name": odd}], "tools": [tool]},
+        ),
+        ("/v1/predict/classify", {"inputs": [odd]}),
+        ("/v1/predict/tag", {"inputs": [{"tokens": [odd]}]}),
+        ("/v1/predict/translate", {"inputs": [odd]}),
+        ("/v1/embeddings", {"model": "embed", "input": odd}),
+        ("/tokenize", {"model": "writer", "prompt": odd}),
+    ]
+    for path, body in bodies:
+        found = served.post(path, body)
+        assert found.status_code in (200, 400), (path, found.text)
+        if path == "/tokenize":
+            again = served.post("/detokenize", {"model": "writer", "tokens": found.json()["tokens"]})
+            assert again.json()["prompt"] == odd
+
+
+def test_large_bodies_are_refused_on_every_route_that_takes_one(served: Any) -> None:
+    raw = b'{"model": "' + b"x" * 10_000_000 + b'"}'
+    paths = [path for method, path in walked(served) if method == "POST"]
+    assert len(paths) >= 7
+    for path in paths:
+        real = path.replace("{model:path}", "classify")
+        headers = {"Content-Type": "application/json"}
+        assert served.client.post(real, content=raw, headers=headers).status_code == 413, path
+
+
+@pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "%00", "app.js%00", "....//app.js", "%2e%2e%5capp.js"])
+@pytest.mark.parametrize("path", ["/static/", "/playground/runs/"])
+def test_files_are_found_by_name_alone(served: Any, path: str, name: str) -> None:
+    found = served.client.get(path + name)
+    assert found.status_code in (404, 405) and "root:" not in found.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 10**9},
+        {"max_tokens": 10**12},
+        {"max_completion_tokens": 10**12},
+        {"stop": ["x"] * 10_000},
+        {"stop": ["x" * 10_000]},
+        {"logit_bias": {str(token): 1 for token in range(5000)}},
+        {"top_logprobs": 10**6, "logprobs": True},
+        {"messages": [{"role": "user", "content": "a"}] * 5000},
+        {"tools": [{"type": "function", "function": {"name": "f"}}] * 1000},
+        {"tools": [{"type": "function", "function": {"name": "f" * 1000}}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"enum": ["x" * 100_000]}}}]},
+        {"choice": ["x"] * 10_000},
+        {"regex": "x" * 100_000},
+        {"seed": 2**70},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_huge_conversations_are_refused_by_field(served: Any, fields: dict[str, Any]) -> None:
+    body = {"model": "writer", "messages": [{"role": "user", "content": "a"}], **fields}
+    found = served.post("/v1/chat/completions", body)
+    assert found.status_code == 400 and found.json()["error"]["param"] in fields
