@@ -36,7 +36,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     from formary.data import tokenizer
     from formary.errors import RecipeError
     from formary.pipeline.model import describer, generation_defaults, save_model, say_model
-    from formary.pipeline.private import in_float32, private_facts, private_training
+    from formary.pipeline.private import private_facts, private_training
     from formary.pipeline.resuming import checkpoint_folder
     from formary.pipeline.seeing import seeing
     from formary.tasks.protocol import ReferringTask
@@ -48,7 +48,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     from formary.train.settled import settle
     from formary.train.tuning import finish, prepare, trainable_count
 
-    recipe, settled = context.recipe, in_float32(context, runtime(context.recipe.machine))
+    recipe, settled = context.recipe, runtime(context.recipe.machine)
     if kind.answers == "texts":
         from formary.evaluate.texts import library
 

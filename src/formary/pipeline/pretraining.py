@@ -34,7 +34,7 @@ def train_text(context: Context) -> float:
         seconds of training before this go, as every train stage.
     """
     from formary.errors import RecipeError
-    from formary.pipeline.private import in_float32, private_facts, private_training
+    from formary.pipeline.private import private_facts, private_training
     from formary.pipeline.seeing import seeing
     from formary.tasks.causal_lm import CausalLM
     from formary.train.loop import TokenBytes, train
@@ -49,7 +49,7 @@ def train_text(context: Context) -> float:
             "train.tune.method: pretraining from scratch trains all weights; other ways are for models that were trained "
             "before (model.start)"
         )
-    settled = in_float32(context, runtime(recipe.machine))
+    settled = runtime(recipe.machine)
     tokenizer, task = made_task(context)
     network = starting_network(context, task, tokenizer)
     check_prompts(context.recipe, tokenizer, network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,7 @@ if TYPE_CHECKING:
     from formary.model.topologies import Network
     from formary.recipe.schema import Train
     from formary.tasks.protocol import Batch, Example
-    from formary.train.machine import Runtime
     from formary.train.privacy import Draw, PoissonBatches, PrivateTraining
-
-
-def in_float32(context: Context, settled: Runtime) -> Runtime:
-    """The runtime of a training: a private one is in float32, in which the gradients of single rows are made."""
-    return settled if context.recipe.privacy is None else dataclasses.replace(settled, precision="float32")
 
 
 def private_training(

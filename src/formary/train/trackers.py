@@ -98,9 +98,10 @@ class MLflow:
     """Runs in MLflow: at MLFLOW_TRACKING_URI where that is set, else in mlflow.db of the run folder."""
 
     def __init__(self, run: Path, name: str, settings: Mapping[str, Any], known: str | None) -> None:
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # it tells of every table that it makes
-        logging.getLogger("alembic").setLevel(logging.ERROR)
         import mlflow
+
+        for library in ("mlflow", "alembic"):  # which tell of every table that they make
+            logging.getLogger(library).setLevel(logging.ERROR)
 
         given = os.environ.get("MLFLOW_TRACKING_URI")
         uri = given or f"sqlite:///{(run / 'mlflow.db').resolve()}"
