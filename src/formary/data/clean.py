@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ _BATCH_ROWS, _BATCH_CHARS = 1024, 2**20  # near-duplicates are looked for in bat
 
 _CONFLICTS = "conflicting labels"
 _OTHER_TASK = "rows of another task"
+_TOGETHER = ("duplicates", _CONFLICTS)  # steps that remember earlier rows
 # Cleaning that would change a composed text.
 _UNCHANGED: dict[str, Any] = {
     "repair": False,
@@ -64,22 +65,37 @@ class Cleaner:
     Args:
         clean: the recipe's `data.clean`.
         form: of the rows.
+        steps: all of them; or those alone that look at one row, as may be done with each file by itself; or those that
+            are left after them (see `take_over`).
 
     Raises:
         MissingExtra: a step needs a library that is not installed.
         RecipeError: no stop words or stemmer for the language named.
     """
 
-    def __init__(self, clean: schema.Clean, form: RowForm = RowForm()) -> None:  # noqa: B008  # frozen
+    def __init__(
+        self,
+        clean: schema.Clean,
+        form: RowForm = RowForm(),  # noqa: B008  # frozen
+        *,
+        steps: Literal["all", "alone", "left"] = "all",
+    ) -> None:
         self.settings = clean if form.text is None else clean.model_copy(update=_UNCHANGED)
         self.form = form
         self.rows_in = 0
+        self._taken_over = False
         self.rows_out = 0
         self._seen = HashSet()  # keys of texts
         self._answered = HashSet()  # of texts with their answers, of the rows that stay
         self._row = Row({}, "")  # the one being cleaned, for the duplicates steps
         self._conflicts = False  # whether its text has stayed before
+        self._before: list[StepCount] = []  # what was done to the rows before they came here
         first, last = self._steps()
+        alone = next((i for i, (name, _) in enumerate(first) if name in _TOGETHER), len(first))
+        if steps == "alone":
+            first, last, clean = first[:alone], [], clean.model_copy(update={"near_duplicates": None})
+        elif steps == "left":
+            first = first[alone:]
         self._first = [(StepCount(name), step) for name, step in first]
         self._near = NearDuplicates(clean.near_duplicates) if clean.near_duplicates is not None else None
         self._near_count = StepCount("near_duplicates")
@@ -89,7 +105,20 @@ class Cleaner:
     def story(self) -> list[StepCount]:
         """The counts of all active steps so far, in the order in which they run."""
         near = [self._near_count] if self._near is not None else []
-        return [count for count, _ in self._first] + near + [count for count, _ in self._last]
+        return self._before + [count for count, _ in self._first] + near + [count for count, _ in self._last]
+
+    def take_over(self, counts: Iterable[StepCount], rows_in: int) -> None:
+        """Count in what another cleaner did to rows that come here afterwards, of which `rows_in` were read."""
+        known = {count.step: count for count in self._before}
+        for count in counts:
+            if count.step not in known:
+                known[count.step] = StepCount(count.step)
+                self._before.append(known[count.step])
+            sum_ = known[count.step]
+            sum_.changed, sum_.dropped = sum_.changed + count.changed, sum_.dropped + count.dropped
+            sum_.examples = (sum_.examples + count.examples)[:_EXAMPLES]
+        self._taken_over = True
+        self.rows_in += rows_in
 
     def clean(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Stream the rows that stay, with their text cleaned (rows are changed in place)."""
@@ -101,7 +130,7 @@ class Cleaner:
         for row in rows:
             self.rows_out += 1
             yield row
-        count = self._first[0][0] if self._first else None
+        count = next(iter(self.story), None)
         if count and count.step == _OTHER_TASK and 0 < self.rows_in == count.dropped:
             columns = " and ".join(self.form.telling)
             raise DataError(
@@ -148,7 +177,7 @@ class Cleaner:
 
     def _counted(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
-            self.rows_in += 1
+            self.rows_in += not self._taken_over
             yield row
 
     def _apply(self, rows: Iterable[Row], steps: list[tuple[StepCount, Step]]) -> Iterator[Row]:

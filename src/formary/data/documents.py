@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -24,8 +24,8 @@ from formary import durable
 from formary.data.augment import Augmenter
 from formary.data.clean import Cleaner, batches
 from formary.data.duplicates import NearDuplicates, exact_key
+from formary.data.parts import read_parts, remove_parts, source_of, write_parts
 from formary.data.records import Row, RowForm, label_names
-from formary.data.source import Source
 from formary.data.split import PARTS, Part, assign, by_order, dealt, unit_of
 from formary.errors import DataError, RecipeError
 from formary.recipe import schema
@@ -44,6 +44,7 @@ def write_documents(
     base: Path,
     form: RowForm = RowForm(),  # noqa: B008  # frozen
     progress: Progress | None = None,
+    from_parts: bool = False,
 ) -> dict[str, Any]:
     """Read, clean, split and augment the recipe's data; write one row a line, column `text` first where there is one.
 
@@ -57,6 +58,8 @@ def write_documents(
         base: the folder relative to which sources are named.
         form: the columns of the task's rows.
         progress: called as reading goes on.
+        from_parts: take the files as `write_parts` left them in `folder`, which is the same and was done before, by
+            several processes or with interruptions.
 
     Returns:
         The story, as in story.json: `files`, `bytes_read`, `rows_read`, `steps` of cleaning with counts and examples,
@@ -68,9 +71,10 @@ def write_documents(
         StorageError: the disk is full or the folder not writable; nothing half-written is left.
     """
     split = _split_of(data)
+    parts = Path(folder) if from_parts else None
     inputs = [
-        _Input("sources", data, base, form),
-        *(_Input(part, data, base, form) for part in ("validation", "test") if getattr(data, part)),
+        _Input("sources", data, base, form, parts),
+        *(_Input(part, data, base, form, parts) for part in ("validation", "test") if getattr(data, part)),
     ]
     augmenter = Augmenter(data.augment, base, salt=split.salt)
     _check_changes(data, form, augmenter)
@@ -111,7 +115,22 @@ def write_documents(
         ],
     }
     durable.write_json(folder / "story.json", story)
+    remove_parts(folder)
     return story
+
+
+def prepare_parts(
+    data: schema.Data,
+    folder: Path,
+    *,
+    base: Path,
+    form: RowForm,
+    share: Callable[[Sequence[Any]], Sequence[Any]] = list,
+    progress: Progress | None = None,
+) -> None:
+    """Do this process's share of the files for `write_documents(from_parts=True)`; see `parts.write_parts`."""
+    encode = json.JSONEncoder(default=_plain).encode  # ASCII: half characters survive
+    write_parts(data, folder, base=base, form=form, encode=encode, share=share, progress=progress)
 
 
 def read_documents(path: Path, form: RowForm = RowForm()) -> Iterator[Row]:  # noqa: B008  # frozen
@@ -127,20 +146,13 @@ def read_documents(path: Path, form: RowForm = RowForm()) -> Iterator[Row]:  # n
 class _Input:
     """One list of sources with its own cleaner: duplicates within it are dropped, across lists they are reported."""
 
-    def __init__(self, part: str, data: schema.Data, base: Path, form: RowForm) -> None:
+    def __init__(self, part: str, data: schema.Data, base: Path, form: RowForm, parts: Path | None) -> None:
         self.part: Any = part
         self.form = form
         self.documents = data.documents
-        self.source = Source(
-            getattr(data, part),
-            columns=data.columns,
-            documents=data.documents,
-            encoding=data.encoding,
-            max_rows=data.max_rows,
-            required=form.required,
-            base=base,
-        )
-        self.cleaner = Cleaner(data.clean, form)
+        self.source = source_of(data, part, base, form)
+        self.cleaner = Cleaner(data.clean, form, steps="left" if parts else "all")
+        self._parts = read_parts(self.source, self.cleaner, data, part, parts, form) if parts else None
 
     def rows(self, report: Callable[[], None]) -> Iterator[Row]:
         return self.cleaner.clean(self._reported(report))
@@ -173,11 +185,11 @@ class _Input:
 
     def _reported(self, report: Callable[[], None]) -> Iterator[Row]:
         done = -1
-        for row in self.source:
+        for row in self.source if self._parts is None else self._parts:
             if self.source.bytes_done != done:
                 done = self.source.bytes_done
                 report()
-            yield self.form.with_text(self.form.checked(row))
+            yield row if self._parts else self.form.with_text(self.form.checked(row))
         report()
 
 

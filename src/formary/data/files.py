@@ -63,7 +63,8 @@ _NOT_DATA = re.compile(r"(readme|license|licence|copying|changelog)\b", re.IGNOR
 def expand(sources: Sequence[str], base: Path = Path(".")) -> list[Path]:
     """The files behind `sources` (files, folders, globs), each once, in the given order and sorted within a source.
 
-    A folder gives its text and table files, not hidden ones nor a README or LICENSE; a Hugging Face datasets folder
+    A folder gives its text and table files, not hidden ones, nor those of Spark's own (_SUCCESS, .crc), nor a README or
+    LICENSE; a Hugging Face datasets folder
     is one path. A glob (`**` descends) gives what it matches.
 
     Raises:
@@ -102,6 +103,11 @@ def _matches(path: Path) -> list[Path]:
     if _is_dataset(path):
         return [path]
     if path.is_dir():
+        if (path / "_temporary").is_dir() and not (path / "_SUCCESS").exists():
+            raise DataError(
+                f"{path}: Spark has not finished writing it (there is _temporary and no _SUCCESS); wait for it, or write it "
+                "again; a glob such as part-* takes the files that are there"
+            )
         files = (file for file in path.rglob("*") if file.is_file() and _is_data(file.relative_to(path)))
         return sorted(files)
     if path.exists():
@@ -113,7 +119,7 @@ def _matches(path: Path) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
+    hidden = any(part.startswith((".", "_")) for part in path.parts)  # Spark's own: _SUCCESS, _temporary, .part-0.crc
     return not hidden and not _NOT_DATA.match(path.name) and suffix_of(path) in _KINDS
 
 

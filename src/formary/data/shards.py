@@ -41,12 +41,14 @@ def write_tokens(
     end_of_document: bool | None = None,
     column: str = "text",
     progress: Callable[[int], None] | None = None,
+    stretch: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Encode `column` of every row of a JSONL file into `folder`, and return its meta.json.
 
     `end_of_document` closes each document with the tokenizer's eos (or else sep) token, as causal models need; left
     open, that is done for a tokenizer with eos and without mask or sentinel tokens.
     `words` marks the tokens at which a word begins. `progress` is called with the UTF-8 bytes done so far.
+    `stretch` are the bytes of the file to encode, from the beginning of a line to the end of one; all, where left out.
     Rows whose text is empty are left out. Memory does not grow with the file, only with its longest row.
 
     Raises:
@@ -67,7 +69,7 @@ def write_tokens(
         begin = np.zeros(1, dtype="<i8")
         files.write("starts", begin)
         done = 0
-        for batch in _encoded(documents, column, tokenizer, mark, with_offsets=words == "jieba"):
+        for batch in _encoded(documents, column, tokenizer, mark, stretch, with_offsets=words == "jieba"):
             parts: list[IntArray] = []
             flags: list[IntArray] = []
             lengths: list[int] = []
@@ -221,7 +223,13 @@ _Encoded = list[tuple[_Piece, IntArray, IntArray | None]]
 
 
 def _encoded(
-    documents: Path, column: str, tokenizer: Tokenizer, mark: _Marker | None, *, with_offsets: bool
+    documents: Path,
+    column: str,
+    tokenizer: Tokenizer,
+    mark: _Marker | None,
+    stretch: tuple[int, int] | None,
+    *,
+    with_offsets: bool,
 ) -> Iterator[_Encoded]:
     """Batches of encoded pieces, in order.
 
@@ -243,7 +251,7 @@ def _encoded(
     waiting: deque[Future[_Encoded]] = deque()
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode") as pool:
         try:
-            for batch in _batches(_pieces(documents, column, tokenizer)):
+            for batch in _batches(_pieces(documents, column, tokenizer, stretch)):
                 waiting.append(pool.submit(work, batch))
                 if len(waiting) >= _IN_FLIGHT:
                     yield waiting.popleft().result()
@@ -268,8 +276,8 @@ def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _pieces(documents: Path, column: str, tokenizer: Tokenizer) -> Iterator[_Piece]:
-    for text in read_texts(documents, column):
+def _pieces(documents: Path, column: str, tokenizer: Tokenizer, stretch: tuple[int, int] | None) -> Iterator[_Piece]:
+    for text in read_texts(documents, column, stretch=stretch):
         if len(text) <= _PIECE_CHARS:
             yield _Piece(text, _utf8_length(text), True, True)
             continue
@@ -284,8 +292,11 @@ def _pieces(documents: Path, column: str, tokenizer: Tokenizer) -> Iterator[_Pie
         yield _Piece(before, _utf8_length(before), first, True)
 
 
-def read_texts(documents: Path, column: str = "text") -> Iterator[str]:
+def read_texts(documents: Path, column: str = "text", *, stretch: tuple[int, int] | None = None) -> Iterator[str]:
     """The texts of a JSONL file, one after the other, empty ones left out; what UTF-8 cannot hold is U+FFFD.
+
+    Args:
+        stretch: the bytes to read, of whole lines; in errors lines count from there.
 
     Raises:
         DataError: a row is not JSON or lacks the column (file and line named).
@@ -296,7 +307,13 @@ def read_texts(documents: Path, column: str = "text") -> Iterator[str]:
     except OSError as error:
         raise DataError(f"{documents}: cannot be read ({error.strerror}); prepare the data again") from error
     with stream:
+        begin, end = stretch or (0, None)
+        stream.seek(begin)
+        place = begin
         for number, line in enumerate(stream, start=1):
+            if end is not None and place >= end:
+                return
+            place += len(line)
             if line.isspace():
                 continue
             try:

@@ -131,6 +131,15 @@ class Source:
         ]
 
     def _rows(self) -> Iterator[Row]:
+        finished_bytes = 0
+        for path in self.paths:
+            yield from self.rows_of(path)
+            finished_bytes += size_of(path)
+            self.bytes_done = finished_bytes
+        self.check_not_empty()
+
+    def rows_of(self, path: Path) -> Iterator[Row]:
+        """The rows of one of the files; there may be none."""
         readers = {
             "text": self._text_rows,
             "jsonl": self._jsonl_rows,
@@ -140,18 +149,21 @@ class Source:
             "parquet": self._parquet_rows,
             "dataset": self._dataset_rows,
         }
-        finished_bytes = 0
-        for path in self.paths:
-            name = self.name(path)
-            self.rows_by_file[name] = 0
-            place = {_FILE: path.name.split(".")[0], _FOLDER: path.resolve().parent.name}
-            self._place = {column: place[column] for column in self.columns.values() if column in place}
-            for row in readers[self.kind(path)](path, name):
-                self.rows += 1
-                self.rows_by_file[name] += 1
-                yield row
-            finished_bytes += size_of(path)
-            self.bytes_done = finished_bytes
+        name = self.name(path)
+        self.rows_by_file[name] = 0
+        place = {_FILE: path.name.split(".")[0], _FOLDER: path.resolve().parent.name}
+        self._place = {column: place[column] for column in self.columns.values() if column in place}
+        for row in readers[self.kind(path)](path, name):
+            self.rows += 1
+            self.rows_by_file[name] += 1
+            yield row
+
+    def check_not_empty(self) -> None:
+        """Refuse files that held no row at all.
+
+        Raises:
+            DataError: the first of them are named.
+        """
         if self.rows == 0:
             names = ", ".join(list(self.rows_by_file)[:3]) + (" ..." if len(self.paths) > 3 else "")
             raise DataError(f"{names}: empty, there are no rows to read")

@@ -32,11 +32,14 @@ class Stage:
 def _documents(context: Context) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from formary.data.documents import write_documents
+    from formary.data import parts
+    from formary.data.documents import prepare_parts, write_documents
     from formary.data.records import RowForm
     from formary.tasks.registry import labelled_task
 
     task = labelled_task(context.recipe.task)
+    form, data, processes = task.form if task else RowForm(), context.recipe.data, context.processes
+    in_parts = parts.wanted(data, context.base, processes=processes.count)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -47,12 +50,17 @@ def _documents(context: Context) -> None:
     console = context.console
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
         bar = progress.add_task("reading", total=None)
+
+        def report(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        if in_parts:
+            prepare_parts(data, context.documents, base=context.base, form=form, share=processes.share, progress=report)
+            processes.wait()
+        if not processes.leads:
+            return
         story = write_documents(
-            context.recipe.data,
-            context.documents,
-            base=context.base,
-            form=task.form if task else RowForm(),
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            data, context.documents, base=context.base, form=form, progress=report, from_parts=in_parts
         )
     console.print(f"  {_documents_of(story['rows_read'])} read, {_size(story['bytes_read'])}")
     for step in story["steps"]:
@@ -108,17 +116,21 @@ def _tokenizer(context: Context) -> None:
 
 def _tokens(context: Context) -> None:
     from formary.data import tokenizer
+    from formary.data.shard_parts import join_token_parts, stretches, write_token_parts
     from formary.data.shards import write_tokens
 
-    made = tokenizer.load(context.tokenizer)
+    made, processes = tokenizer.load(context.tokenizer), context.processes
+    how: dict[str, Any] = {"words": context.recipe.data.words, "end_of_document": context.recipe.task == "causal_lm"}
     for split in SPLITS:
-        meta = write_tokens(
-            context.documents / f"{split}.jsonl",
-            context.tokens(split),
-            made,
-            words=context.recipe.data.words,
-            end_of_document=context.recipe.task == "causal_lm",
-        )
+        documents, folder = context.documents / f"{split}.jsonl", context.tokens(split)
+        if processes.count > 1 and len(stretches(documents)) > 1:
+            write_token_parts(documents, folder, made, share=processes.share, **how)
+            processes.wait()
+            meta = join_token_parts(documents, folder) if processes.leads else {}
+        elif processes.leads:
+            meta = write_tokens(documents, folder, made, **how)
+        if not processes.leads:
+            continue
         context.console.print(f"  {split}: {meta['tokens']:,} tokens")
 
 
@@ -198,6 +210,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _documents,
         ("data/documents/story.json", *(f"data/documents/{split}.jsonl" for split in SPLITS)),
+        together=True,
     ),
     Stage(
         "tokenizer",
@@ -213,6 +226,7 @@ STAGES: tuple[Stage, ...] = (
         _tokens,
         tuple(f"data/tokens/{split}/{name}" for split in SPLITS for name in ("meta.json", "tokens.bin")),
         for_rows=False,
+        together=True,
     ),
     Stage(
         "train",

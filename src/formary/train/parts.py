@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a part; where it does, all processes have to call it."""
-    return tensor.full_tensor() if _is_part(tensor) else tensor  # type: ignore[operator]
+    return tensor.full_tensor() if _is_part(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def part_like(tensor: Tensor, other: Tensor) -> Tensor:

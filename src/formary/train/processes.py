@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from formary.errors import FormaryError
 _PATIENCE = timedelta(
     days=14
 )  # for what the leader does alone: preparing a corpus takes days, and a lost peer is noticed at once
+_SHARED = 5.0  # seconds in which a mistake that is the leader's too ends the run
 _STARTED = "FORMARY_STARTED"  # set for processes that `start` watches over and speaks for
 
 
@@ -133,10 +135,13 @@ def joined() -> Iterator[Processes]:
     if distributed.is_initialized():  # a run within a run
         yield found
         return
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     with _noticing_loss(found):
-        store, rank, count = next(distributed.rendezvous("env://", timeout=_PATIENCE))
+        store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
         if found.local_count == found.count:  # a restart of all must not read the addresses of those that are gone
-            store = distributed.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            store = PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
         try:
             yield found
@@ -177,9 +182,16 @@ def _is_loss(error: RuntimeError) -> bool:
 
 
 def silent(error: FormaryError | None = None) -> bool:
-    """Whether this process leaves it to another to tell the user: the leader speaks, of a lost process who started it."""
-    followers = os.environ.get("RANK", "0") != "0"
-    return followers or (isinstance(error, Lost) and _STARTED in os.environ)
+    """Whether this process leaves it to another to tell the user: the leader speaks, of a lost process who started it.
+
+    What went wrong on another process alone is told by that one: it waits until it would have been ended, had it gone
+    wrong on the leader too.
+    """
+    follows, lost = os.environ.get("RANK", "0") != "0", isinstance(error, Lost)
+    if not follows or error is None or lost or error.exit_code == 130:
+        return follows or (lost and _STARTED in os.environ)
+    time.sleep(_SHARED)
+    return False
 
 
 def start(arguments: Sequence[str], count: int) -> int:
