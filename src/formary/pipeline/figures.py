@@ -1,11 +1,13 @@
 """The report's figures as SVG text: curves, intervals, the flow of the data, bars of time.
 
 The one idea: a figure is a pure function from numbers to an SVG string, drawn for a given width, coloured by CSS classes
-so that light, dark and print share it. It loads nothing, runs no script, and escapes every word it is given.
+so that light, dark and print share it. It loads nothing, runs no script, and escapes every word it is given. Curves over
+the steps of a training carry their points, from which `zoom`'s script draws them anew.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ Point = tuple[float, float]
 
 _LETTER = 6.6  # average advance of a 12-unit sans letter; wide enough for most fonts
 _WIDE_LETTER = 12.0  # of a Chinese, Japanese or Korean one
+_HELD = 1000  # points that it carries for looking closer
 _BUCKETS = 240  # a curve is drawn through at most this many points; the band shows what they average
 
 CSS = """
@@ -25,6 +28,16 @@ svg text { fill: var(--soft); stroke: var(--paper); stroke-width: 4px; stroke-li
 svg text.strong { fill: var(--ink); }
 svg text.model { fill: var(--model); font-weight: 600; }
 svg text.warm { fill: var(--warm); }
+svg[data-curves] { touch-action: pan-y pinch-zoom; cursor: default; border-radius: 2px; }
+svg[data-curves]:focus-visible { outline: 2px solid var(--model); outline-offset: 4px; }
+.zoomed svg[data-curves] { cursor: grab; touch-action: pan-y; user-select: none; }
+.zoom { display: flex; flex-wrap: wrap; align-items: center; gap: .35rem .5rem; margin-top: .75rem; }
+.zoom button { font: inherit; color: var(--ink); background: var(--tint); border: 1px solid var(--line); border-radius: 4px;
+  min-width: 2.25rem; min-height: 2.25rem; padding: .2rem .6rem; cursor: pointer; }
+.zoom button:disabled { color: var(--other); cursor: default; }
+.zoom button:focus-visible { outline: 2px solid var(--model); outline-offset: 1px; }
+.zoom .hint { flex-basis: 100%; }
+@media print { .zoom { display: none; } }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .line { fill: none; stroke-width: 1.75; stroke-linejoin: round; stroke-linecap: round; }
@@ -92,9 +105,9 @@ def curves(lines: Sequence[Line], *, x_label: str, y_label: str, width: int = 72
         share = math.log(y / y_low) / math.log(y_high / y_low) if logarithmic else (y - y_low) / (y_high - y_low)
         return bottom - share * (bottom - top)
 
-    parts = [_text(0, 12, y_label)]
+    fixed, parts = [_text(0, 12, y_label), _text(right, height - 4, x_label, anchor="end")], list[str]()
     if len(lines) > 1:
-        parts += _legend(lines, width, 30 if two_rows else 12, from_left=two_rows)
+        fixed += _legend(lines, width, 30 if two_rows else 12, from_left=two_rows)
     for tick, told in zip(y_ticks, tick_texts(y_ticks), strict=True):
         parts += [f'<line class="grid" x1="{left:.1f}" x2="{right}" y1="{y_at(tick):.1f}" y2="{y_at(tick):.1f}"/>']
         parts += [_text(left - 8, y_at(tick) + 4, told, anchor="end")]
@@ -102,7 +115,6 @@ def curves(lines: Sequence[Line], *, x_label: str, y_label: str, width: int = 72
     for tick, told in zip(x_ticks, tick_texts(x_ticks), strict=True):
         parts += [f'<line class="axis" x1="{x_at(tick):.1f}" x2="{x_at(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>']
         parts += [_text(x_at(tick), bottom + 18, told, anchor="middle")]
-    parts += [_text(right, height - 4, x_label, anchor="end")]
     for line in sorted(lines, key=lambda line: line.main):
         look = "main" if line.main else "quiet"
         buckets = _buckets(line.points)
@@ -119,7 +131,10 @@ def curves(lines: Sequence[Line], *, x_label: str, y_label: str, width: int = 72
                 dot = f'<circle class="mark {look}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="{radius}">'
                 parts += [f"{dot}<title>{told}</title></circle>"]
     label = f"Curves of {', '.join(names)} over {x_label}"
-    return _svg(width, height, label, parts)
+    held = ""
+    if x_label == "step" and max(len(line.points) for line in lines) > 2:
+        held = _held(lines, x=(x_low, x_high), box=(left, top, right, bottom), logarithmic=logarithmic, over=x_label)
+    return _svg(width, height, label, [*fixed, '<g class="moves">', *parts, "</g>"], held)
 
 
 def range_test(rates: Sequence[float], losses: Sequence[float], lr: float, *, width: int = 340) -> str:
@@ -288,13 +303,33 @@ def _legend(lines: Sequence[Line], width: int, y: int, *, from_left: bool) -> li
     return parts
 
 
+def _held(lines: Sequence[Line], *, x: Point, box: Sequence[float], logarithmic: bool, over: str) -> str:
+    """The attribute that carries a figure's points and where they are drawn, for the page's script."""
+    series = [
+        {
+            "name": line.name,
+            "look": "main" if line.main else "quiet",
+            "marks": line.marks,
+            "points": [[_short(x), _short(y)] for x, y, _, _ in _buckets(line.points, most=_HELD)],
+        }
+        for line in sorted(lines, key=lambda line: line.main)
+    ]
+    values = {"x": x, "box": [round(edge, 1) for edge in box], "log": logarithmic, "over": over, "lines": series}
+    return f' data-curves="{escape(json.dumps(values, separators=(",", ":")))}"'
+
+
+def _short(value: float) -> float | int:
+    rounded = float(f"{value:.6g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
 def _finite(points: Sequence[Point]) -> list[Point]:
     return [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _buckets(points: Sequence[Point]) -> list[tuple[float, float, float, float]]:
-    """(x, mean, least, greatest) of consecutive points, at most _BUCKETS of them."""
-    size = math.ceil(len(points) / _BUCKETS)
+def _buckets(points: Sequence[Point], most: int = _BUCKETS) -> list[tuple[float, float, float, float]]:
+    """(x, mean, least, greatest) of consecutive points, at most `most` of them."""
+    size = math.ceil(len(points) / most)
     chunks = [points[i : i + size] for i in range(0, len(points), size)]
     means = [(sum(x for x, _ in c) / len(c), [y for _, y in c]) for c in chunks]
     return [(x, sum(ys) / len(ys), min(ys), max(ys)) for x, ys in means]
@@ -340,6 +375,6 @@ def _text(x: float, y: float, text: str, tone: str = "", anchor: str = "start") 
     return f'<text x="{x:.1f}" y="{y:.1f}"{look} text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+def _svg(width: float, height: float, label: str, parts: Sequence[str], held: str = "") -> str:
     box = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-    return f'<svg {box} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return f'<svg {box}{held} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -284,10 +284,12 @@ PAGE = """\
 <footer class="small">Made by Formary{% if report.formary_version %} {{ report.formary_version }}{% endif %}. This page loads nothing and sends nothing.</footer>"""
 
 
-def framed(title: str, body: str, *, style: str = STYLE) -> str:
-    """A whole page of a title and a body, both HTML already; its policy lets in this style sheet and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+def framed(title: str, body: str, *, style: str = STYLE, script: str = "") -> str:
+    """A whole page of a title and a body, both HTML already; its policy lets in this style sheet and script, nothing else."""
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; base-uri 'none'; form-action 'none'"
+    if script:
+        policy += f"; script-src '{_digest(script)}'"
+        body += f"\n<script>{script}</script>"
     return f"""\
 <!doctype html>
 <html lang="en">
@@ -305,3 +307,8 @@ def framed(title: str, body: str, *, style: str = STYLE) -> str:
 </body>
 </html>
 """
+
+
+def _digest(text: str) -> str:
+    """As a policy names a style sheet or a script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -24,6 +24,7 @@ from formary.pipeline import figures
 from formary.pipeline.incidents import post_mortem
 from formary.pipeline.page import PAGE, STYLE, framed
 from formary.pipeline.tables import tables_of
+from formary.pipeline.zoom import SCRIPT
 
 LOWER_IS_BETTER = ("bits_per_byte", "loss", "perplexity", *LABELLED_LOWER)
 NAMES = {
@@ -167,7 +168,7 @@ class ReportData:
 
 
 def write_report(path: Path, report: ReportData) -> None:
-    """Write the page; it needs no other file, no network and no script.
+    """Write the page; it needs no other file and no network. Its script moves and zooms curves; it can be read without.
 
     Raises:
         StorageError: the file cannot be written.
@@ -255,7 +256,8 @@ def render_report(report: ReportData) -> str:
         continuation=continuation,
         settings=settings_of,
     )
-    return framed(escape(f"{report.name}: {headline(report)}"), body, style=STYLE + figures.CSS)
+    script = SCRIPT if "data-curves=" in body else ""
+    return framed(escape(f"{report.name}: {headline(report)}"), body, style=STYLE + figures.CSS, script=script)
 
 
 def language_of(text: str, otherwise: str = "") -> str:
