@@ -75,7 +75,7 @@ def learn(kind: str, threads: int, steps: int, size: str, vocab_size: int, batch
             print(json.dumps({"tokens_per_second": rate, "bytes": memory, "weights": weights}))
 
 
-class peak:  # noqa: N801  # a context, used as a function
+class peak:  # a context, used as a function
     """The highest resident memory inside the block, looked at every few milliseconds."""
 
     def __enter__(self) -> Callable[[], int]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from job import Case, run  # noqa: E402  # the file that the processes run
+from job import Case, run  # the file that the processes run
 
 JOB = Path(__file__).with_name("job.py")
 DOUBLE, SINGLE = 1e-5, 1e-3
@@ -105,7 +105,7 @@ def test_two_processes_learn_what_one_learns(trained, name):
 
 
 def test_the_leader_alone_writes_and_its_checkpoints_are_laid_out_as_those_of_one_process(trained):
-    one, two = trained
+    _one, _two = trained
     for name in BY_ONE:
         (theirs,), (ours,) = (sorted((folder / name / "checkpoints").glob("step-00000008")) for folder in trained)
         for file in ("model", "optimiser", *(["ema"] if name.startswith("average") else [])):

@@ -61,6 +61,7 @@ _ACTIVATIONS = (
 _ENTRY = 4  # bytes per token, layer and unit of width where only what enters a block is kept
 _LOGITS = 3 * 4 * 2**23  # bytes: `tasks.cross_entropy` holds so many at a time
 _FIXED, _FRAGMENTED = 1.5e9, 1.1  # bytes that CUDA and nccl take, and what the allocator cannot use
+_FILLED = 0.9  # of the card by the pieces that the plan chooses itself
 _WIDTH_PER_LAYER = 64  # of models of usual shape: 12 x 768, 24 x 2048 and 32 x 4096 lie on both sides
 
 
@@ -216,7 +217,7 @@ def plan(
     least = micro_batch or 1
     kind = next((kind for kind in wanted if memory_of(kind, least) <= card.memory), wanted[-1])
     each = max(1, round(tokens_per_step / number / context))  # sequences of a GPU per step
-    most = next((n for n in (64, 32, 16, 8, 4, 2) if n <= each and memory_of(kind, n) <= card.memory), 1)
+    most = next((n for n in (64, 32, 16, 8, 4, 2) if n <= each and memory_of(kind, n) <= _FILLED * card.memory), 1)
     micro = micro_batch or most
     accumulation = max(1, round(each / micro))
     passes = 4 / 3 if recompute else 1.0
