@@ -63,6 +63,8 @@ def render_model_card(report: ReportData) -> str:
     if report.samples:
         last = ([s for s in report.samples if s.step is None] or list(report.samples[-1:]))[0]
         blocks += ["## A sample", _fenced(last.prompt + continuation(last)), _inline(settings_of(last))]
+    if report.privacy:
+        blocks += ["## Privacy", "\n".join(f"- {_inline(sentence)}" for sentence in report.privacy)]
     blocks += ["## Limits", _limits(report)]
     made = dict(report.machine) | {f"time, {stage}": clock(seconds) for stage, seconds in report.times.items()}
     if report.energy:
@@ -85,6 +87,7 @@ def _front_matter(report: ReportData) -> dict[str, Any]:
     if tag:
         front["pipeline_tag"] = tag
     front["tags"] = ["formary", report.task.replace("_", "-")]
+    front["tags"] += ["differential-privacy"] if report.privacy else []
     measured = [m for m in report.metrics if math.isfinite(m.model.value)]
     if measured:
         task = {"type": tag or report.task, "name": report.task.replace("_", " ")}

@@ -217,6 +217,14 @@ PAGE = """\
 {% endif %}
 </section>
 {% endif %}
+{% if report.privacy %}
+<section id="privacy">
+<p class="eyebrow">Privacy</p>
+<h2>What the weights may tell of a training row</h2>
+<p>{{ report.privacy[0] }}</p>
+<ul class="small">{% for sentence in report.privacy[1:] %}<li>{{ sentence }}</li>{% endfor %}</ul>
+</section>
+{% endif %}
 {% if data %}
 <section id="data">
 <p class="eyebrow">Data</p>
@@ -261,6 +269,19 @@ PAGE = """\
 {% if report.machine %}<dl class="list">{% for key, value in report.machine.items() if value is not none %}<dt>{{ key|label }}</dt><dd>{{ value|plain }}</dd>{% endfor %}</dl>{% endif %}
 {% if report.forecast %}<p>{{ report.forecast|capitalise }}</p>{% endif %}
 {% if report.energy %}<p class="small">The energy is an estimate: {{ report.energy.assumption }}</p>{% endif %}
+</section>
+{% endif %}
+{% if profile %}
+<section id="profile">
+<p class="eyebrow">Where the time goes</p>
+<h2>{{ profile.heading|unbroken }}</h2>
+<figure>{{ profile.figure }}</figure>
+<details><summary>The operations that took longest</summary>
+<div class="scroll"><table class="numbers">
+<thead><tr><th>operation</th><th>kind</th><th>calls a step</th><th>a step</th></tr></thead>
+<tbody>{% for row in profile.operations %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+</table></div></details>
+<p class="small">Over {{ profile.steps }} steps, which the watching slows down; profile/trace.json.gz in the run folder shows them one by one (ui.perfetto.dev or chrome://tracing). Products of batches of matrices are counted as attention's.</p>
 </section>
 {% endif %}
 {% if report.recipe or report.hashes or report.next_commands %}

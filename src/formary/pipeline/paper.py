@@ -18,9 +18,11 @@ from formary.data import tokenizer as tokenizers
 from formary.evaluate.interval import Interval
 from formary.pipeline.context import Context, open_tokens
 from formary.pipeline.forecast import compared, said
+from formary.pipeline.private import statement
 from formary.pipeline.report import Energy, Metric, ReportData, Sample
 from formary.recipe import to_yaml
 from formary.train.machine import cpu_name, physical_cores, runtime
+from formary.train.profiling import FOLDER, TABLE
 from formary.train.records import read_records
 from formary.train.settled import BATCH_FILE, LR_FILE, found_in
 from formary.train.stability import incidents_of
@@ -65,6 +67,8 @@ def gather(context: Context) -> ReportData:
         batch_finder=found_in(folder / BATCH_FILE, context.keys["train"]),
         incidents=incidents_of(folder),
         forecast=said(foretold) if (foretold := compared(folder, context.keys["train"])) else "",
+        privacy=statement(config["privacy"]) if "privacy" in config else (),
+        profile=found_in(folder / FOLDER / TABLE, context.keys["train"]),
         metrics=metrics,
         samples=[*taken, *along],
         details=evaluation.get("details", {}),

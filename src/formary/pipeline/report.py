@@ -127,6 +127,8 @@ class ReportData:
     batch_finder: Mapping[str, Any] = field(default_factory=dict)  # batch_finder.json, likewise
     incidents: Sequence[Mapping[str, Any]] = ()  # lines of incidents.jsonl: skipped steps and roll-backs
     forecast: str = ""  # how right `formary doctor` was, in a sentence
+    privacy: Sequence[str] = ()  # what a private training promises, as sentences
+    profile: Mapping[str, Any] = field(default_factory=dict)  # times.json of `train.profiling`
     metrics: Sequence[Metric] = ()
     samples: Sequence[Sample] = ()
     details: Mapping[str, Any] = field(default_factory=dict)  # of a labelled task's answers, as evaluation gives them
@@ -251,6 +253,7 @@ def render_report(report: ReportData) -> str:
         data=data,
         model=model_sentence(report),
         cost=_cost(report),
+        profile=_profile(report),
         last_samples=[s for s in report.samples if s.step is None] or list(report.samples[-1:]),
         early_samples=[s for s in report.samples if s.step is not None],
         continuation=continuation,
@@ -501,6 +504,33 @@ def _cost(report: ReportData) -> dict[str, Any] | None:
         heading += f", about {energy_of(report.energy.kwh)}"
     rows = [(stage.replace("_", " "), seconds, clock(seconds)) for stage, seconds in report.times.items()]
     return {"heading": heading, "figure": _both(lambda width: figures.bars(rows, label="time per stage", width=width))}
+
+
+def _profile(report: ReportData) -> dict[str, Any] | None:
+    """Where the time of the profiled steps went."""
+    found = report.profile
+    if not found:
+        return None
+    rows = [(entry["kind"], float(entry["share"]), figures.percent(entry["share"])) for entry in found["kinds"]]
+    longest = [
+        [
+            entry["name"],
+            entry["kind"],
+            f"{entry['calls'] / found['steps']:,.0f}",
+            _milliseconds(entry["seconds"], found),
+        ]
+        for entry in found["operations"][:10]
+    ]
+    return {
+        "heading": f"{_milliseconds(found['seconds'], found)} a step while it was watched",
+        "figure": _both(lambda width: figures.bars(rows, label="share of the time", width=width)),
+        "operations": longest,
+        "steps": found["steps"],
+    }
+
+
+def _milliseconds(seconds: float, profile: Mapping[str, Any]) -> str:
+    return f"{1000 * seconds / profile['steps']:,.1f} ms"
 
 
 def _both(draw: Callable[[int], str]) -> Markup:

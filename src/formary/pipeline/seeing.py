@@ -23,7 +23,7 @@ def seeing(context: Context) -> Iterator[Seeing]:
     from formary.train.records import Seeing
 
     recipe, leads = context.recipe, context.processes.leads
-    profile = profiling.Profile(context.folder) if recipe.machine.profile and leads else None
+    profile = profiling.Profile(context.folder, key=context.keys["train"]) if recipe.machine.profile and leads else None
 
     def say(text: str) -> None:
         context.console.print(f"  {text}", markup=False, highlight=False)

@@ -42,6 +42,7 @@ TASKS = ("classify", "tag", "causal_lm")
 IGNORED = -100
 _ROWS, _NOISE = 0, 1  # a stream of random numbers for each purpose
 _PIECE_BYTES = 1 << 28  # of gradients of single rows that are held at a time
+_PIECE_ROWS = 32  # at most, on a CPU: what passes through the layers stays near its caches
 # Between the sum of the rows' gradients and the gradient of the sum: relative, where they are bfloat16, and absolute.
 _TOLERANCE, _TOLERANCE_HALF, _TINY = 1e-3, 5e-2, 1e-6
 
@@ -157,7 +158,7 @@ class PrivateTraining:
         """Watch the layers of `network` that train, whose weights must not be replaced from here on.
 
         Args:
-            micro_batch: rows whose gradients are held at a time; as many as fit into 256 MB when left out.
+            micro_batch: rows whose gradients are held at a time; what suits 256 MB and the device when left out.
         """
         from opacus.optimizers import DPOptimizer
 
@@ -168,7 +169,8 @@ class PrivateTraining:
             if isinstance(module, TextEmbedder) and module.positions is not None
         ]
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.piece = micro_batch or max(1, _PIECE_BYTES // (4 * sum(p.numel() for p in trained)))
+        most = _PIECE_ROWS if trained[0].device.type == "cpu" else 8 * _PIECE_ROWS
+        self.piece = micro_batch or max(1, min(most, _PIECE_BYTES // (4 * sum(p.numel() for p in trained))))
         self._dp = DPOptimizer(
             torch.optim.SGD(trained, lr=0.0),  # never steps: the recipe's optimiser does
             noise_multiplier=self.noise_multiplier,

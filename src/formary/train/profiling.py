@@ -43,11 +43,12 @@ class Profile:
 
     Args:
         run: the run folder; profile/trace.json.gz and profile/times.json are written there.
+        key: of the training, by which the report knows that the times are its own.
         skipped: steps before the first that is watched; `steps`: how many are.
     """
 
-    def __init__(self, run: Path, *, skipped: int = _SKIPPED, steps: int = _STEPS) -> None:
-        self.folder, self.skipped, self.steps = run / FOLDER, skipped, steps
+    def __init__(self, run: Path, *, key: str = "", skipped: int = _SKIPPED, steps: int = _STEPS) -> None:
+        self.folder, self.key, self.skipped, self.steps = run / FOLDER, key, skipped, steps
         self._passed, self._began = 0, 0.0
         self._profiler: Any = None
         self.times: dict[str, Any] | None = None
@@ -86,7 +87,7 @@ class Profile:
         self.times = times_of(profiler.events(), steps=steps, seconds=seconds)
         with durable.new_folder(self.folder) as folder:
             profiler.export_chrome_trace(str(folder / TRACE))
-            durable.write_json(folder / TABLE, self.times)
+            durable.write_json(folder / TABLE, {"key": self.key, **self.times})
 
 
 def times_of(events: Iterable[Any], *, steps: int, seconds: float) -> dict[str, Any]:
