@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from formary.cli.run import AsJson, Overrides, Target, say
+from formary.errors import FormaryError
 
 if TYPE_CHECKING:
     from formary.pipeline.search import Found
@@ -40,7 +41,10 @@ def search(
     `formary run`. A stopped search goes on with the same command.
     """
     from formary.pipeline.search import search as execute
+    from formary.train.processes import here
 
+    if here().count > 1:
+        raise FormaryError("search tries settings in one process; start it without torchrun")
     found = execute(
         recipe,
         trials=trials,
