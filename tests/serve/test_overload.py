@@ -270,4 +270,4 @@ def test_ten_times_the_load_for_a_while_breaks_nothing(
     assert not flood.wrong
     assert health["status"] == "ok"
     assert flood.accepted >= 4 and flood.refused > flood.accepted
-    assert max(end, *sizes) < 1.05 * warm
+    assert max(end, *sizes) < 1.08 * warm
