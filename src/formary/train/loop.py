@@ -19,7 +19,7 @@ from formary.errors import FormaryError, RecipeError
 from formary.model.topologies import Network
 from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch, Batches
-from formary.train import checkpoint, memory, rng, signals
+from formary.train import memory, rng, signals
 from formary.train.average import Average, averaged
 from formary.train.machine import Runtime
 from formary.train.optimisers import Optimiser
@@ -27,6 +27,7 @@ from formary.train.parallel import Loss, Spread, recompute_activations
 from formary.train.parts import norm_of
 from formary.train.privacy import PrivateTraining
 from formary.train.records import NOTHING_ELSE, ProgressLine, Records, Seeing, duration
+from formary.train.returning import resume, roll_back, take_best
 from formary.train.saving import Saver
 from formary.train.schedules import lr_factor
 from formary.train.stability import Describe, Guard, Incidents, post_mortem
@@ -119,7 +120,7 @@ def train(
     average = Average(network, settings.ema) if settings.ema else None
     guard = Guard(settings.stability, spikes=spikes)
     state = State(network, optimiser, average, guard, settings, runtime.threads, spread, private)
-    _resume(checkpoints, state, console)
+    resume(checkpoints, state, console)
     progress = state.progress
     gradient_of = private.gradient if private else gradient
     batches = seeing.batches(batches)
@@ -173,7 +174,7 @@ def train(
                 incidents.write(progress.step, guard.memory.roll_backs, **found)
                 optimiser.clear()
                 if guard.must_roll_back:
-                    back = _roll_back(state, saver)
+                    back = roll_back(state, saver)
                     incidents.write(back, guard.memory.roll_backs, why="rolled back", lr_factor=guard.lr_factor)
                     line.say(
                         f"{settings.stability.roll_back_after} steps in a row were skipped: back to step {back}, from "
@@ -245,7 +246,7 @@ def train(
                 save()
                 line.say(f"no gain in {settings.patience} validations: stopped early at step {progress.step}")
     records.close()
-    _take_best(checkpoints, state, console)
+    take_best(checkpoints, state, console)
     return progress
 
 
@@ -323,71 +324,6 @@ def validation_loss(
     return loss_sum / max(count, 1)
 
 
-def _resume(checkpoints: Path, state: State, console: Console) -> None:
-    processes = state.spread.processes
-    saved, skipped = checkpoint.newest(checkpoints) if processes.leads else (None, [])
-    for sentence in skipped:
-        console.print(sentence, highlight=False, markup=False)
-    step = processes.agree(saved.step if saved else None)
-    if step is None:
-        return
-    saved = saved or checkpoint.load(checkpoint.path_of(checkpoints, step))
-    console.print(f"resuming from step {saved.step}", highlight=False)
-    state.put_back(saved, console)
-    progress = state.progress
-    progress.seconds_before = progress.seconds
-    while progress.best_step not in (0, progress.step) and _best(checkpoints, progress, console) is None:
-        pass
-
-
-def _best(checkpoints: Path, progress: Progress, console: Console) -> checkpoint.Saved | None:
-    """The checkpoint of the best weights; where it is broken it is named, and the next best takes its place."""
-    path = checkpoint.path_of(checkpoints, progress.best_step)
-    try:
-        return checkpoint.load(path)
-    except checkpoint.UNREADABLE as error:
-        progress.forget_best(progress.best_step)
-        instead = f"those of step {progress.best_step} count as the best" if progress.best_step else "later ones count"
-        console.print(f"{path} held the best weights and is broken ({error}): {instead}", highlight=False, markup=False)
-        return None
-
-
-def _roll_back(state: State, saver: Saver) -> int:
-    """Go back to the newest checkpoint that no skipped step precedes, with a smaller learning rate; where there is none,
-    the weights stay, which skipped steps have not changed.
-
-    Returns:
-        the step to go on from.
-
-    Raises:
-        FormaryError: that was done as often as it may be.
-    """
-    number, settings = state.guard.memory.roll_backs + 1, state.settings.stability
-    if number > settings.roll_backs:
-        raise FormaryError(
-            f"training diverged: {settings.roll_back_after} steps in a row were skipped, and {number - 1} roll-backs to a "
-            "smaller learning rate did not help; lower train.optimiser.lr and run again (incidents.jsonl in the run "
-            "folder says which batches and layers)"
-        )
-    saver.wait()
-    state.spread.processes.wait()  # until the leader has saved
-    for step in reversed(checkpoint.steps_in(saver.folder)):
-        path = checkpoint.path_of(saver.folder, step)
-        try:
-            saved = checkpoint.load(path)
-        except checkpoint.UNREADABLE:
-            continue
-        if saved.state["guard"]["in_a_row"] == 0:
-            spent = state.progress.seconds, state.progress.seconds_before
-            state.put_back(saved)
-            state.progress.seconds, state.progress.seconds_before = spent
-            break
-        checkpoint.delete(path)  # a resume would take it
-    state.guard.rolled_back(number)
-    saver.save(state.captured(), also=state.progress.to_keep)
-    return state.progress.step
-
-
 def _out_of_memory(state: State, batch: Batch, runtime: Runtime) -> memory.OutOfMemory:
     processes, loss_of = state.spread.processes, state.spread.loss
 
@@ -404,14 +340,3 @@ def _out_of_memory(state: State, batch: Batch, runtime: Runtime) -> memory.OutOf
             "machine.parallel: fsdp"
         )
     return memory.explained(state.progress.step, batch, state.settings, attempt)
-
-
-def _take_best(checkpoints: Path, state: State, console: Console) -> None:
-    """Leave the network with the best validated weights (averaged ones where the run averages)."""
-    progress, weights = state.progress, state.average.weights if state.average else None
-    state.spread.processes.wait()  # until the leader has saved
-    while progress.best_step not in (0, progress.step):
-        if best := _best(checkpoints, progress, console):
-            weights = best.tensors["ema" if state.average else "model"]
-            break
-    state.spread.finish(weights)
