@@ -42,7 +42,7 @@ def test_the_table_shows_medians_and_says_what_was_measured(finished, command):
 
 
 def test_what_does_not_fit_the_context_is_shortened_and_said(finished, command):
-    shown = command("bench", finished.model, "--threads", 1, "--rounds", 1, "--batch", 1).stdout
+    shown = command("bench", finished.model, "--no-compile", "--threads", 1, "--rounds", 1, "--batch", 1).stdout
     assert "shortened from 512 to 31 tokens to fit the context" in shown
     assert "a single round says nothing about noise" in shown
 

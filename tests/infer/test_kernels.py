@@ -1,16 +1,19 @@
-"""Eight-bit products against float64 ones, and against themselves in other company."""
+"""Eight-bit products against float64 ones, and against themselves in other company; also as native code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formary.errors import RequestError
+from formary.infer import compiled
 from formary.infer.engine import Engine, Request
+from formary.infer.fused import FusedDecoder, parts_of
 from formary.infer.kernels import Int8Head, Int8Linear, available, pack, product, quantised, weight_bytes
 from formary.infer.sampling import SamplingSettings
 from formary.infer.stepper import Stepper
@@ -26,13 +29,35 @@ WRITERS = {
 
 
 def writer(make_network: Make, name: str, **switches: object) -> Network:
-    return make_network(name.strip(), vocab_size=60, context=160, **{**WRITERS[name], **switches}).float()
+    return make_network(name.strip(), vocab_size=60, context=900, **{**WRITERS[name], **switches}).float()
+
+
+@pytest.fixture(params=["plain", pytest.param("native", marks=pytest.mark.slow)])
+def prepared(request: pytest.FixtureRequest, make_network: Make, name: str, steps: Path) -> Network:
+    """A writer in eight bits, its steps as plain torch or as native code."""
+    network = quantised(writer(make_network, name), torch.tensor([tokens(96)]))
+    if request.param == "native":
+        compiled.build(*parts_of(network).all)
+    assert FusedDecoder(network, Stepper(network, slots=1).cache).compiled == (request.param == "native")
+    return network
+
+
+@pytest.fixture
+def steps(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Where compiled steps are kept: nowhere for plain tests, one place for all native ones."""
+    native = request.node.callspec.params.get("prepared") == "native"
+    folder = tmp_path_factory.getbasetemp() / "native" if native else tmp_path_factory.mktemp("none")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
     return torch.randint(60, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 40), st.booleans(), st.integers(0, 10**6))
 def test_a_row_has_the_same_bits_alone_and_beside_rows_of_any_size(
     rows: int, width: int, out: int, fine: bool, seed: int
@@ -46,6 +71,7 @@ def test_a_row_has_the_same_bits_alone_and_beside_rows_of_any_size(
         assert torch.equal(product(vectors[row : row + 1], packed)[0], together[row])
 
 
+@settings(deadline=None)
 @given(st.integers(16, 200), st.integers(0, 10**6))
 def test_products_are_near_the_exact_ones_and_two_digits_are_nearer(width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -106,39 +132,42 @@ def test_float64_weights_are_refused(make_network: Make) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_few_operations_compute_what_the_modules_compute(make_network: Make, name: str) -> None:
+def test_the_few_operations_compute_what_the_modules_compute(make_network: Make, name: str, prepared: Network) -> None:
     network = writer(make_network, name)
-    rounded = quantised(network, torch.tensor([tokens(96)]))
     read = tokens(70, 2)
     with torch.no_grad():
         exact = network.head(network(torch.tensor([read])))[0, -1]
-        modules = rounded.head(rounded(torch.tensor([read])))[0, -1]
-    fused = Stepper(rounded, slots=2).prefill(0, [read])[0]
+        modules = prepared.head(prepared(torch.tensor([read])))[0, -1]
+    fused = Stepper(prepared, slots=2).prefill(0, [read])[0]
     assert (fused - modules).norm() <= (modules - exact).norm()  # rounding may fall the other way, no more
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_logits_have_the_same_bits_however_the_tokens_are_read(make_network: Make, name: str) -> None:
-    stepper = Stepper(quantised(writer(make_network, name), torch.tensor([tokens(96)])), slots=4)
-    text = tokens(100, 3)
+@pytest.mark.parametrize("length", [100, 700])
+def test_logits_have_the_same_bits_however_the_tokens_are_read(name: str, length: int, prepared: Network) -> None:
+    stepper = Stepper(prepared, slots=4)
+    text = tokens(length, 3)
     alone = stepper.prefill(0, [text])[0]
-    assert torch.equal(stepper.prefill(0, [text, tokens(30, 4), tokens(7, 5), tokens(140, 6)])[0], alone)
-    for pieces in ([33, 67], [1, 98, 1], [64, 36], [99, 1]):
+    beside = [tokens(30, 4), tokens(7, 5), tokens(length * 5 // 4, 6)]
+    assert torch.equal(stepper.prefill(0, [text, *beside])[0], alone)
+    for cut in (1, 33, 64, 99):
         stepper.cache.clear(0)
         at = 0
-        for piece in pieces:
-            hidden = stepper.read(0, [text[at : at + piece]])
+        for piece in (cut, length - cut - 1, 1):
+            if piece:
+                hidden = stepper.read(0, [text[at : at + piece]])
             at += piece
-        assert torch.equal(stepper.logits(hidden[0, -1]), alone), pieces
-    stepper.prefill(0, [text[:99], tokens(30, 4), tokens(140, 6)])
-    assert torch.equal(stepper.decode([text[99], 1, 2])[0], alone)
-    stepper.prefill(0, [text[:95], tokens(30, 4)])
-    assert torch.equal(stepper.verify([text[95:], [1, 2]])[0, 4], alone)
+        assert torch.equal(stepper.logits(hidden[0, -1]), alone), cut
+    stepper.prefill(0, [text[:-1], beside[0], beside[2]])
+    assert torch.equal(stepper.decode([text[-1], 1, 2])[0], alone)
+    stepper.prefill(0, [text[:-5], beside[0]])
+    assert torch.equal(stepper.verify([text[-5:], [1, 2]])[0, 4], alone)
+    stepper.prefill(1, [text, beside[0]])
+    assert torch.equal(stepper.prefill(2, [text])[0], alone)  # and so in rows that are not the first
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_answers_are_the_same_alone_and_in_any_company(make_network: Make, name: str) -> None:
-    network = quantised(writer(make_network, name), torch.tensor([tokens(96)]))
+def test_answers_are_the_same_alone_and_in_any_company(name: str, prepared: Network) -> None:
     requests = [
         Request(
             tuple(tokens(5 + 11 * place, place)),
@@ -155,8 +184,8 @@ def test_answers_are_the_same_alone_and_in_any_company(make_network: Make, name:
             found[int(event.request)].append(event.token)
         return found
 
-    alone = [answers(Engine(network, slots=1), [request])[0] for request in requests]
-    assert answers(Engine(network, slots=4), requests) == alone
-    assert answers(Engine(network, slots=7, chunk=16, prefix_cache_tokens=512), requests * 2) == alone * 2
+    alone = [answers(Engine(prepared, slots=1), [request])[0] for request in requests]
+    assert answers(Engine(prepared, slots=4), requests) == alone
+    assert answers(Engine(prepared, slots=7, chunk=16, prefix_cache_tokens=512), requests * 2) == alone * 2
     speculating = [Request(**{**vars(request), "speculate": True}) for request in requests]
-    assert answers(Engine(network, slots=3), speculating) == alone
+    assert answers(Engine(prepared, slots=3), speculating) == alone

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from formary.cli.compiling import compile_steps
 from formary.errors import FormaryError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def bench(
     prefill: Annotated[int, typer.Option(min=1, help="Tokens of the prompt whose reading is timed.")] = 512,
     texts: Annotated[int, typer.Option(min=1, help="Texts of mixed length that an encoder answers.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="How often all of it is measured; kernels take turns.")] = 3,
+    compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Native code for int8 models: made once, then kept.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure writing, reading and memory of a model here: tokens per second, or texts per second of an encoder."""
@@ -52,6 +56,8 @@ def bench(
     console = Console(stderr=json, highlight=False, soft_wrap=True)
     bandwidth = read_bandwidth()
     networks = networks_of(loaded)
+    if compile and "int8" in networks:
+        compile_steps(networks["int8"], console.print)
     with console.status("") as status:
         figures = measured(
             loaded, networks, workload, bandwidth=bandwidth, told=lambda what: status.update(f"{what} ...")

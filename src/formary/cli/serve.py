@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from formary.cli.compiling import compile_steps
 from formary.errors import FormaryError, MissingExtra
 
 
@@ -33,6 +34,9 @@ def serve(
     ] = None,
     runs: Annotated[Path | None, typer.Option(help="Show the runs in this folder, with live curves.")] = None,
     precision: Annotated[str, typer.Option(help="auto, float32 or int8.")] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Native code for int8 models: made once, then kept.")
+    ] = True,
 ) -> None:
     """Serve models with an OpenAI-compatible API and a playground, on this machine."""
     try:
@@ -56,7 +60,7 @@ def serve(
         print(f"warning: {host} lets other machines in, and no --api-key keeps anyone out", file=sys.stderr)
 
     def load() -> None:
-        load_all(service, named, adapters, prepare=lambda model: _prepared(model, precision), say=_say)
+        load_all(service, named, adapters, prepare=lambda model: _prepared(model, precision, compile), say=_say)
 
     def ready() -> None:
         for line in _greeting(service, host, port, bool(keys)):
@@ -112,9 +116,11 @@ def _check_precision(precision: str) -> None:
         raise FormaryError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
 
 
-def _prepared(model: Any, precision: str) -> Any:
+def _prepared(model: Any, precision: str, compile: bool) -> Any:
     changed, choice = model.in_precision(precision)
     _say(f"precision:  {choice.precision}, as {choice.reason}" if precision == "auto" else f"precision:  {precision}")
+    if compile:
+        compile_steps(changed.network, _say)
     return changed
 
 

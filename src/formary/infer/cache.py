@@ -8,6 +8,7 @@ back is setting a length. It knows neither tokens nor requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from formary.model.transformer import causal_mask
 # Attention reads a multiple of this many keys, the surplus masked: then a row alone and beside longer rows is mostly
 # computed from tensors of one shape, and the surplus adds exact zeros.
 _KEYS = 64
+_STEPS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024)
 
 
 class KVCache:
@@ -48,11 +50,11 @@ class KVCache:
     ) -> None:
         self.slots = slots
         self.context = context
-        self.always_rounds = False  # keys are a multiple of _KEYS also where all rows begin
+        self.exact = False  # keys are counted by `rounded_exactly`, also where all rows begin
         self.lengths = [0] * slots
         self.memory_lengths = [0] * slots
         self._always_mask = config.position == "relative_bias"
-        self._capacity, memory_capacity = rounded(context + 1), rounded(memory_context)
+        self._capacity, memory_capacity = rounded_exactly(context + 1), rounded(memory_context)
         shape = (slots, config.kv_head_count, self._capacity, config.q_head_width)
         self.keys = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self.values = [zeros(shape, dtype, device) for _ in range(config.layers)]
@@ -93,8 +95,9 @@ class KVCache:
             torch.arange(self._start, self._stop, device=self._device)[:, None, None] * len(self._heads) + self._heads
         )
         self._places = (rows * self._capacity + new.clamp(max=self._capacity - 1)[:, None, :]).flatten()
-        self._end = rounded(max(length + count for length, count in zip(lengths, counts)))
-        if fresh and not self.always_rounds:
+        longest = max(length + count for length, count in zip(lengths, counts))
+        self._end = rounded_exactly(longest) if self.exact else rounded(longest)
+        if fresh and not self.exact:
             self._end = seq
             return new, causal_mask(new, seq) if self._always_mask else None, self._memory_mask()
         return new.clamp(max=self.context - 1), causal_mask(new, self._end), self._memory_mask()
@@ -103,6 +106,19 @@ class KVCache:
     def extent(self) -> tuple[int, int, int]:
         """Of the pass in progress: its first row, the row after its last, and how many keys attention reads."""
         return self._start, self._stop, self._end
+
+    @property
+    def places(self) -> Tensor:
+        """Where the pass in progress writes, (rows, seq, kv_heads), in keys seen as (all, head_width) from its first row."""
+        offset = self._start * len(self._heads) * self._capacity
+        places = self._places.view(self._stop - self._start, len(self._heads), -1).transpose(1, 2)
+        return places - offset if offset else places
+
+    def of_pass(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of each layer from the first row of the pass in progress on."""
+        if not self._start:
+            return self.keys, self.values
+        return [keys[self._start :] for keys in self.keys], [values[self._start :] for values in self.values]
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keep new keys and values (rows, kv_heads, seq, head_width) of this pass."""
@@ -191,6 +207,39 @@ class KVCache:
 def rounded(length: int) -> int:
     """The number of keys that attention reads where `length` are needed."""
     return -(-length // _KEYS) * _KEYS
+
+
+def rounded_exactly(length: int) -> int:
+    """As `rounded`, but so that the weights of surplus keys, zeros, change no bit of a product over the keys.
+
+    A product sums a long row in blocks, and where they end depends on its length, unless that is a multiple of a block.
+    """
+    step = _block()
+    return rounded(length) if length <= step else -(-length // step) * step
+
+
+@cache
+def _block() -> int:
+    """How many keys this processor's product sums in one go, as a product tells of itself."""
+    generator = torch.Generator().manual_seed(0)
+    longest = 2 * max(_STEPS)
+    values = torch.randn(1, longest, 16, generator=generator)
+    weights = torch.rand(1, 4, longest, generator=generator)
+    for step in _STEPS:
+        lengths = [*range(_KEYS, step, _KEYS), *range(step, longest + 1, step)]
+        if all(_same_sums(weights, values, lengths[place:]) for place in range(len(lengths))):
+            return step
+    return max(_STEPS)
+
+
+def _same_sums(weights: Tensor, values: Tensor, lengths: Sequence[int]) -> bool:
+    """Whether weights as long as the first of `lengths` give the same bits with zeros after them, as long as the others."""
+    sums = []
+    for length in lengths:
+        padded = torch.zeros(*weights.shape[:2], length)
+        padded[..., : lengths[0]] = weights[..., : lengths[0]]
+        sums.append(torch.bmm(padded, values[:, :length]))
+    return all(torch.equal(each, sums[0]) for each in sums)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -1,26 +1,24 @@
 """A decoder's forward pass in few operations, for networks in 8 bits: a small model's token costs little else.
 
-The arithmetic is `model.transformer`'s, written around `kernels.sums_of`: scales are multiplied in where something is
-multiplied anyway, and attention is three products of one shape for every row. It reads and fills the engine's cache.
-Attention asks with at least four queries a head, as a product of fewer rows adds in another order: so a position's bits
-do not depend on what is read beside it.
+The arithmetic is `model.transformer`'s, written around the eight-bit products: what lies between two of them is one
+call (`between`), native code where `compiled` has made some. It reads and fills the engine's cache, and a position's
+bits do not depend on what is read beside it.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from formary.infer.cache import KVCache, rounded
-from formary.infer.kernels import Int8Linear, product, sums_of
-from formary.model.block import Block, activate
-from formary.model.norms import RMSNorm
+from formary.infer import between, compiled
+from formary.infer.cache import KVCache, rounded_exactly
+from formary.infer.kernels import Int8Linear, half_range, multiply
+from formary.model.block import Block
 from formary.model.topologies import Decoder, Network
 
-_QUERIES = 4
 _PIECE = 128  # positions of a long text that ask together, so that no product reads keys that none of them may see
 
 
@@ -35,162 +33,151 @@ def fits(network: Network) -> TypeGuard[Decoder]:
     )
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What is computed between a decoder's products, one of each for all its layers."""
+
+    enter_attention: between.Enter
+    attend: between.Attend
+    enter_ffn: between.Enter
+    activate: between.Activate
+
+    @property
+    def all(self) -> tuple[between.Enter, between.Attend, between.Enter, between.Activate]:
+        """In the order in which a block calls them."""
+        return self.enter_attention, self.attend, self.enter_ffn, self.activate
+
+
+def parts_of(network: Decoder) -> Parts:
+    """The parts between the products of a network that `fits`."""
+    config, limit = network.config.transformer, half_range()
+    blocks = _blocks(network)
+    qkv, output, into, back = (
+        max(_digits(getattr(getattr(block, layer), name)) for block in blocks)
+        for layer, name in (("attention", "qkv"), ("attention", "output"), ("ffn", "input"), ("ffn", "output"))
+    )
+    return Parts(
+        between.Enter(config, added=back, count=qkv, limit=limit, bias=config.bias),
+        between.Attend(config, given=qkv, count=output, limit=limit),
+        between.Enter(config, added=output, count=into, limit=limit, bias=config.bias),
+        between.Activate(config, given=into, count=back, limit=limit),
+    )
+
+
 class FusedDecoder:
     """Hidden states of a `Decoder` in 8 bits; called as the network is, always with a cache."""
 
     def __init__(self, network: Decoder, cache: KVCache) -> None:
         self.network = network
         self.cache = cache
-        config = network.config.transformer
-        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_head_count, config.q_head_width
-        self.group = self.heads // self.kv_heads
-        scale = config.attention_scale
-        self.scale = self.head_width**-0.5 if scale is None else scale
-        self.blocks = [_FusedBlock(block) for block in network.transformer.blocks if isinstance(block, Block)]
-        self._seen: tuple[tuple[int, int, int], list[tuple[Tensor, Tensor]]] = ((0, 0, 0), [])
+        self.parts = parts = parts_of(network)
+        self.compiled, calls = compiled.ready(*parts.all)
+        self._enter_attention, self._attend, self._enter_ffn, self._activate = calls
+        blocks = _blocks(network)
+        biases = [None, *(_int8(block.ffn.output).bias for block in blocks)]
+        self._layers = [_Layer.of(block, before, parts) for block, before in zip(blocks, biases)]
+        self._last_bias = biases[-1]
 
     def __call__(self, tokens: Tensor, *, positions: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
         """Hidden states (rows, seq, width) for token ids (rows, seq); positions and mask as `cache.begin` gave them."""
         rows, seq = tokens.shape
-        network, heads, turned = self.network, self.heads, self.heads + self.kv_heads
+        network, parts = self.network, self.parts
         assert mask is not None and cache is self.cache, "this cache always rounds, and so always masks"
-        hidden = network.embedder(tokens, positions=positions).view(rows * seq, -1)
-        pieces = self._pieces(mask, rows, seq)
-        queries = hidden.new_zeros(rows * self.kv_heads, _QUERIES, self.head_width)
-        rotation = self._rotation(positions)
-        for layer, (block, (keys, values)) in enumerate(zip(self.blocks, self._views())):
-            projected = block.projected(hidden)
-            qkv = projected.view(rows, seq, turned + self.kv_heads, self.head_width)
-            if block.query_norm is not None and block.key_norm is not None:
-                qkv[:, :, :heads] = block.query_norm(qkv[:, :, :heads])
-                qkv[:, :, heads:turned] = block.key_norm(qkv[:, :, heads:turned])
-            if rotation is not None:
-                turning = qkv[:, :, :turned].view(rows, seq, turned, 2, -1)
-                swapped = turning.flip(3)
-                turning.mul_(rotation[0]).addcmul_(swapped, rotation[1])
-            by_head = qkv.transpose(1, 2)
-            cache.store(layer, by_head[:, heads:turned], by_head[:, turned:])
-            attended = [
-                self._attended(by_head[:, :heads, start:stop], keys[:, :, :end], values[:, :end], bias, queries)
-                for start, stop, end, bias in pieces
-            ]
-            hidden = block.followed(hidden, attended[0] if len(pieces) == 1 else torch.cat(attended, dim=1))
+        hidden = network.embedder(tokens, positions=positions).reshape(rows * seq, -1)
+        spans = self._spans(positions, mask, rows, seq)
+        keys, values = cache.of_pass()
+        sums, unit = hidden.new_zeros(parts.enter_attention.added, *hidden.shape), hidden.new_zeros(len(hidden), 1)
+        for layer, own_keys, own_values in zip(self._layers, keys, values):
+            hidden, digits, unit = self._enter_attention(hidden, sums, unit, *layer.attention)
+            sums = _product(digits, layer.qkv).view(len(digits), rows, seq, -1)
+            unit = unit.view(rows, seq, 1)
+            if len(spans) == 1:
+                digits, unit = self._attend(sums, unit, own_keys, own_values, *spans[0][2], *layer.attending)
+            else:
+                found = [
+                    self._attend(
+                        sums[:, :, first:last].contiguous(),
+                        unit[:, first:last].contiguous(),
+                        own_keys,
+                        own_values,
+                        *given,
+                        *layer.attending,
+                    )
+                    for first, last, given in spans
+                ]
+                digits = torch.cat([each.view(len(each), rows, -1, each.shape[-1]) for each, _ in found], dim=2)
+                digits = digits.view(len(digits), rows * seq, -1)
+                unit = torch.cat([each.view(rows, -1, 1) for _, each in found], dim=1).view(-1, 1)
+            hidden, digits, unit = self._enter_ffn(hidden, _product(digits, layer.output), unit, *layer.ffn)
+            digits, unit = self._activate(_product(digits, layer.input), unit, *layer.activating)
+            sums = _product(digits, layer.back)
+        hidden = between.add(hidden, sums, unit, self._last_bias, parts.enter_attention.limit)
         if network.transformer.norm is not None:
             hidden = network.transformer.norm(hidden)
         return hidden.view(rows, seq, -1)
 
-    def _views(self) -> list[tuple[Tensor, Tensor]]:
-        """Of each layer the keys (rows x kv_heads, head_width, keys) and values (rows x kv_heads, keys, head_width)."""
-        start, stop, end = self.cache.extent
-        if self._seen[0] != (start, stop, end):
-            views = [
-                (keys[start:stop, :, :end].flatten(0, 1).mT, values[start:stop, :, :end].flatten(0, 1))
-                for keys, values in zip(self.cache.keys, self.cache.values)
-            ]
-            self._seen = ((start, stop, end), views)
-        return self._seen[1]
-
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosines (rows or 1, seq, 1, 1, head_width / 2), and sines with their signs (rows or 1, seq, 1, 2, ...)."""
-        rotary = self.network.transformer.rotary
-        if rotary is None:
-            return None
-        cosines, sines = (table.transpose(1, 2).unsqueeze(3) for table in rotary(positions))
-        return cosines, torch.cat([-sines, sines], dim=3)
-
-    def _attended(self, asked: Tensor, keys: Tensor, values: Tensor, bias: Tensor, padded: Tensor) -> Tensor:
-        """What (rows, heads, seq, head_width) queries gather: (rows, seq, heads x head_width)."""
-        rows, heads, seq, width = asked.shape
-        count = self.group * seq
-        asked = asked.reshape(rows * self.kv_heads, count, width)
-        if count < _QUERIES:
-            padded[:, :count] = asked
-            asked = padded
-        weights = torch.softmax(torch.baddbmm(bias, asked, keys, alpha=self.scale), dim=-1)
-        gathered = torch.bmm(weights, values)[:, :count]
-        if seq > 1:
-            gathered = gathered.reshape(rows, heads, seq, width).transpose(1, 2)
-        return gathered.reshape(rows, seq, heads * width)
-
-    def _pieces(self, mask: Tensor, rows: int, seq: int) -> list[tuple[int, int, int, Tensor]]:
-        """Positions that ask together: first, last + 1, how many keys they may see, and the bias on their scores."""
+    def _spans(self, positions: Tensor, mask: Tensor, rows: int, seq: int) -> list[tuple[int, int, list[Tensor]]]:
+        """Positions that ask together, in turn: the first, the last + 1, and what `Attend` is given about them."""
         start, stop, end = self.cache.extent
         longest = max(self.cache.lengths[start:stop])
-        found = []
+        places = self.cache.places
+        rotary = self.network.transformer.rotary
+        tables = [] if rotary is None else [each.transpose(1, 2) for each in rotary(positions)]
+        spans = []
         for first in range(0, seq, _PIECE):
             last = min(first + _PIECE, seq)
-            seen = min(rounded(longest + last), end)
-            found.append((first, last, seen, self._bias(mask[:, :, first:last, :seen], rows, last - first)))
-        return found
-
-    def _bias(self, mask: Tensor, rows: int, seq: int) -> Tensor:
-        """The mask as numbers to add to the scores, (rows x kv_heads, queries, keys), or (1, 1, keys) where that does."""
-        keys = mask.shape[-1]
-        bias = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)  # (rows or 1, 1, seq, keys)
-        if seq == 1 and len(bias) == 1:
-            return bias.view(1, 1, keys)
-        asked = self.group * seq
-        bias = bias[:, :, None].expand(rows, self.kv_heads, self.group, seq, keys).reshape(-1, asked, keys)
-        if asked < _QUERIES:  # padding asks too; what it gathers is dropped
-            bias = torch.cat([bias, bias[:, :1].expand(-1, _QUERIES - asked, -1)], dim=1)
-        return bias
+            seen = min(rounded_exactly(longest + last), end)
+            bias = self.parts.attend.bias_of(mask[:, 0, first:last, :seen].expand(rows, -1, -1))
+            given = [places[:, first:last], bias]
+            given += [each[:, first:last].expand(rows, -1, -1, -1) for each in tables]
+            spans.append((first, last, [each.contiguous() for each in given]))
+        return spans
 
 
-class _FusedBlock:
-    """The weights of one block, as its step uses them."""
+@dataclass(frozen=True)
+class _Layer:
+    """The products of one block, and what is given to the parts between them."""
 
-    def __init__(self, block: Block) -> None:
+    qkv: torch.ScriptObject
+    output: torch.ScriptObject
+    input: torch.ScriptObject
+    back: torch.ScriptObject
+    attention: list[Tensor]
+    attending: list[Tensor]
+    ffn: list[Tensor]
+    activating: list[Tensor]
+
+    @classmethod
+    def of(cls, block: Block, bias_before: Tensor | None, parts: Parts) -> _Layer:
         attention, ffn = block.attention, block.ffn
-        self.attention_norm, self.ffn_norm = _FusedNorm(block.attention_norm), _FusedNorm(block.ffn_norm)
-        self.query_norm, self.key_norm = attention.query_norm, attention.key_norm
-        self.qkv, self.output = _int8(attention.qkv), _int8(attention.output)
-        self.input, self.back = _int8(ffn.input), _int8(ffn.output)
-        self.gated, self.activation, self.inner = ffn.gated, ffn.activation, self.back.in_features
-
-    def projected(self, hidden: Tensor) -> Tensor:
-        """Queries, keys and values side by side, (rows, (heads + 2 kv_heads) x head_width)."""
-        return self.attention_norm.then(hidden, self.qkv)
-
-    def followed(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the block after attention, with both residual paths; attended is (rows, seq, heads x head_width)."""
-        hidden = self._added(hidden, attended.reshape(len(hidden), -1), self.output)
-        inner = self.ffn_norm.then(hidden, self.input)
-        if self.gated:
-            gate, rest = inner[:, : self.inner], inner[:, self.inner :]
-            inner = activate(gate, self.activation).mul_(rest)
-        else:
-            inner = activate(inner, self.activation)
-        return self._added(hidden, inner, self.back)
-
-    @staticmethod
-    def _added(hidden: Tensor, vectors: Tensor, linear: Int8Linear) -> Tensor:
-        """hidden + linear(vectors)."""
-        hidden = torch.addcmul(hidden, *sums_of(vectors, linear.packed))
-        return hidden if linear.bias is None else hidden.add_(linear.bias)
+        qkv, output, into, back = map(_int8, (attention.qkv, attention.output, ffn.input, ffn.output))
+        norms = [norm.weight.detach() for norm in (attention.query_norm, attention.key_norm) if norm is not None]
+        return cls(
+            qkv=qkv.packed.weight,
+            output=output.packed.weight,
+            input=into.packed.weight,
+            back=back.packed.weight,
+            attention=parts.enter_attention.weights(block.attention_norm, bias_before),
+            attending=[*([] if qkv.bias is None else [qkv.bias]), *norms],
+            ffn=parts.enter_ffn.weights(block.ffn_norm, output.bias),
+            activating=[] if into.bias is None else [into.bias],
+        )
 
 
-class _FusedNorm:
-    """A norm and the product after it; an RMSNorm's division waits until the product's own scale is multiplied in."""
+def _product(digits: Tensor, weight: torch.ScriptObject) -> Tensor:
+    """Exact sums (digits, positions, out) of digits (digits, positions, in)."""
+    count, positions, width = digits.shape
+    return multiply(digits.view(count * positions, width), weight).view(count, positions, -1)
 
-    def __init__(self, norm: torch.nn.Module) -> None:
-        self.norm = norm
-        self.scale: Tensor | None = None
-        if isinstance(norm, RMSNorm):
-            width = len(norm.weight)
-            self.scale = norm.weight.detach() * math.sqrt(width)
-            self.floor = torch.tensor(math.sqrt(width * norm.eps))
 
-    def then(self, hidden: Tensor, linear: Int8Linear) -> Tensor:
-        """linear(norm(hidden)): (rows, width) -> (rows, out)."""
-        if self.scale is None:
-            out = product(self.norm(hidden), linear.packed)
-        else:
-            sums, largest = sums_of(hidden * self.scale, linear.packed)
-            length = torch.linalg.vector_norm(hidden, 2, -1, True)
-            out = sums.mul_(largest.div_(torch.hypot(length, self.floor)))
-        return out if linear.bias is None else out.add_(linear.bias)
+def _blocks(network: Decoder) -> list[Block]:
+    return [block for block in network.transformer.blocks if isinstance(block, Block)]
 
 
 def _int8(module: torch.nn.Module) -> Int8Linear:
     assert isinstance(module, Int8Linear)
     return module
+
+
+def _digits(module: torch.nn.Module) -> int:
+    return 2 if _int8(module).packed.fine else 1

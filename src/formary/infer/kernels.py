@@ -73,7 +73,7 @@ def sums_of(vectors: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
     A row of zeros has no such magnitude: its sums mean nothing, and times 0 they are 0.
     """
     largest = vectors.abs().amax(-1, True)
-    half = _half_range()
+    half = half_range()
     if not packed.fine:
         return _multiply(vectors / largest, 1 / half, half + 1, packed.weight), largest
     rows = len(vectors)
@@ -85,6 +85,11 @@ def sums_of(vectors: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
     return torch.add(sums[:rows], sums[rows:], alpha=0.5 / half), largest.div_(half)
 
 
+def multiply(digits: Tensor, weight: torch.ScriptObject) -> Tensor:
+    """Numbers of at most `half_range` (rows, in), rounded to whole ones, times a packed matrix: (rows, out), exact sums."""
+    return _multiply(digits, 1.0, half_range() + 1, weight)
+
+
 def _multiply(vectors: Tensor, scale: float, zero: int, weight: torch.ScriptObject) -> Tensor:
     """vectors / scale, rounded and offset into a byte, times the matrix: exact integer sums, as float32."""
     sums: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
@@ -94,7 +99,7 @@ def _multiply(vectors: Tensor, scale: float, zero: int, weight: torch.ScriptObje
 
 
 @cache
-def _half_range() -> int:
+def half_range() -> int:
     """The largest activation: 127, or 63 on processors that add products of bytes in 16 bits, where 127 overflows."""
     packed = pack(torch.full((16, 64), 127.0))
     sums = _multiply(torch.ones(1, 64), 1 / 127, 128, packed.weight)

@@ -54,7 +54,7 @@ class Stepper:
         )
         self.device = weight.device
         self._fused = FusedDecoder(network, self.cache) if fits(network) else None
-        self.cache.always_rounds = self._fused is not None
+        self.cache.exact = self._fused is not None
 
     @torch.inference_mode()
     def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:

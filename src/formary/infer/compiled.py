@@ -1,0 +1,203 @@
+"""Native code for the parts between a decoder's products, made once for a shape of model and kept in the user's cache.
+
+torch's AOTInductor writes C++ from `between`'s modules and the system's compiler makes a library of it; called without
+Python's guards, it costs a few microseconds. The code does not hold weights: models of one shape share it. Without a
+compiler, or before `build` was asked for, the same modules run as plain torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from formary import durable
+from formary.errors import FormaryError
+from formary.infer import between
+
+Call = Callable[..., Any]
+_KINDS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (between.Enter, between.Attend, between.Activate)}
+_ROWS, _SEQ, _SLOTS, _KEYS, _CAPACITY = 3, 5, 4, 128, 192  # of the examples; any other numbers will do as well
+_NAMES = ("rows", "seq", "slots", "keys", "capacity")
+_MOST = 2**20
+
+
+class NotCompiled(FormaryError):
+    """The parts could not be compiled here; they run as plain torch."""
+
+
+def ready(*parts: nn.Module) -> tuple[bool, list[Call]]:
+    """Whether compiled code is kept for all parts, and what to call for each: that code, or the parts themselves.
+
+    All or none, so that what a model computes does not depend on what else was compiled.
+    """
+    files = [_file(part) for part in parts]
+    if not all(map(_trusted, files)):
+        return False, list(parts)
+    try:
+        return True, [_loaded(file) for file in files]
+    except (RuntimeError, OSError):  # damaged, or of another machine in a shared home
+        for file in files:
+            file.unlink(missing_ok=True)
+        return False, list(parts)
+
+
+def missing(*parts: nn.Module) -> bool:
+    """Whether `build` would have something to do."""
+    return not all(_trusted(_file(part)) for part in parts)
+
+
+def build(*parts: nn.Module) -> None:
+    """Compile the parts that are not in the cache, side by side; half a minute to a minute on two cores.
+
+    Raises:
+        NotCompiled: there is no C++ compiler, or it failed; says why.
+    """
+    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise NotCompiled("there is no C++ compiler: install g++ (Debian and Ubuntu: apt install g++)")
+    wanted = {_file(part): part for part in parts}
+    with tempfile.TemporaryDirectory(prefix="formary-compile-") as scratch:
+        running = []
+        for number, (file, part) in enumerate(wanted.items()):
+            if not _trusted(file):
+                made = Path(scratch) / f"{number}.pt2"
+                running.append((file, made, _started(part, made, Path(scratch) / f"inductor-{number}")))
+        try:
+            for file, made, process in running:
+                _, said = process.communicate()
+                if process.returncode or not made.is_file():
+                    last = said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"
+                    raise NotCompiled(f"the compiler failed: {last}")
+                file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with durable.new_file(file) as temporary:
+                    shutil.copyfile(made, temporary)
+        finally:
+            for _, _, process in running:
+                process.kill()
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: $XDG_CACHE_HOME/formary/compiled, by default under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "formary" / "compiled"
+
+
+def _file(part: nn.Module) -> Path:
+    """Named for all that the code depends on: the part's sizes and switches, its source, torch, and the processor."""
+    known = json.dumps([_description(part), _source(), torch.__version__, torch.backends.cpu.get_cpu_capability()])
+    return cache_folder() / f"{type(part).__name__.lower()}-{hashlib.sha256(known.encode()).hexdigest()[:24]}.pt2"
+
+
+def _trusted(file: Path) -> bool:
+    """Whether a library is there and nobody else could have written it: it will be executed."""
+    try:
+        known = file.stat()
+    except OSError:
+        return False
+    return known.st_uid == os.getuid() and not known.st_mode & 0o022
+
+
+@cache
+def _source() -> str:
+    return inspect.getsource(between)
+
+
+def _description(part: nn.Module) -> dict[str, Any]:
+    """The sizes and switches that make a part what it is."""
+    return {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
+
+
+def _loaded(file: Path) -> Call:
+    # Not torch._inductor.aoti_load_package: that imports the whole compiler, and its call takes longer than the code.
+    run = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1).run
+
+    def call(*tensors: Tensor) -> Any:
+        return run(list(tensors))
+
+    return call
+
+
+def _started(part: nn.Module, made: Path, scratch: Path) -> subprocess.Popen[str]:
+    """A process that compiles one part to `made`: this one keeps its memory, its threads and its torch as they are."""
+    wanted = json.dumps({"kind": type(part).__name__, "part": _description(part), "made": str(made)})
+    return subprocess.Popen(
+        [sys.executable, "-m", "formary.infer.compiled", wanted],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(scratch), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _compile(kind: str, description: dict[str, Any], made: Path) -> None:
+    part = _KINDS[kind].__new__(_KINDS[kind])
+    nn.Module.__init__(part)
+    part.__dict__.update(description)
+    tensors, shapes = _example(part)
+    with torch.no_grad():
+        exported = torch.export.export(part, tensors, dynamic_shapes=shapes, strict=False)
+        torch._inductor.aoti_compile_and_package(
+            exported,
+            package_path=str(made),
+            # One thread: a part takes microseconds, and waking another takes longer.
+            inductor_configs={"cpp.threads": 1},
+        )
+
+
+def _example(part: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Tensors to trace a part with, and which of their sizes may change."""
+    rows, seq, slots, keys, capacity = (torch.export.Dim(name, min=2, max=_MOST) for name in _NAMES)
+    if isinstance(part, between.Enter):
+        count = 2 * (part.norm == "layer") or 1
+        weights = [torch.ones(part.width) for _ in range(count + part.bias)]
+        tensors = [torch.randn(_ROWS, part.width), torch.randn(part.added, _ROWS, part.width), torch.rand(_ROWS, 1)]
+        return (*tensors, *weights), ({0: rows}, {1: rows}, {0: rows}, *_varied([{} for _ in weights]))
+    if isinstance(part, between.Activate):
+        inner = part.inner * (2 if part.gated else 1)
+        weights = [torch.zeros(inner)] if part.bias else []
+        sums = torch.randn(part.given, _ROWS, inner)
+        return (sums, torch.rand(_ROWS, 1), *weights), ({1: rows}, {0: rows}, *_varied([{} for _ in weights]))
+    assert isinstance(part, between.Attend)
+    width, kv = part.head_width, part.kv_heads
+    out = (part.heads + 2 * kv) * width
+    tensors = [
+        torch.randn(part.given, _ROWS, _SEQ, out),
+        torch.rand(_ROWS, _SEQ, 1),
+        torch.zeros(_SLOTS, kv, _CAPACITY, width),
+        torch.zeros(_SLOTS, kv, _CAPACITY, width),
+        torch.arange(_ROWS * _SEQ * kv).view(_ROWS, _SEQ, kv),
+        part.bias_of(torch.ones(_ROWS, _SEQ, _KEYS, dtype=torch.bool)),
+    ]
+    cache = {0: slots, 2: capacity}
+    shapes: list[Any] = [{1: rows, 2: seq}, {0: rows, 1: seq}, cache, cache, {0: rows, 1: seq}]
+    shapes.append({0: rows, 1: part.group * seq + part.surplus, 2: keys})
+    more: list[Tensor] = []
+    if part.turns:
+        more += [torch.rand(_ROWS, _SEQ, 1, width // 2) for _ in range(2)]
+    turned = len(more)
+    more += [torch.zeros(out)] if part.bias else []
+    more += [torch.ones(width) for _ in range(2)] if part.eps is not None else []
+    shapes += _varied([{0: rows, 1: seq} if place < turned else {} for place in range(len(more))])
+    return (*tensors, *more), tuple(shapes)
+
+
+def _varied(shapes: list[Any]) -> list[Any]:
+    """What may change of `*arguments`, as export wants it: nothing at all where there are none."""
+    return [tuple(shapes)] if shapes else []
+
+
+if __name__ == "__main__":
+    _wanted = json.loads(sys.argv[1])
+    _compile(_wanted["kind"], _wanted["part"], Path(_wanted["made"]))
