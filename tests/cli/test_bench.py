@@ -8,7 +8,7 @@ import torch
 import formary
 from formary.infer.kernels import weight_bytes
 
-TINY = ["--threads", 1, "--prompt", 4, "--new", 4, "--prefill", 8, "--batch", "1,2", "--rounds", 2]
+TINY = ["--no-compile", "--threads", 1, "--prompt", 4, "--new", 4, "--prefill", 8, "--batch", "1,2", "--rounds", 2]
 
 
 @pytest.fixture(autouse=True)
