@@ -28,6 +28,7 @@ from encoders import LONGEST, CTranslate2Encoder, OnnxEncoder, PeerEncoder, writ
 from peers import ROOT, Apart, figures_in_turn, installed, machine, median_ratio
 
 import formary
+from formary.cli.compiling import compile_steps
 from formary.errors import RecipeError
 from formary.infer import bench
 from formary.infer.engine import Engine
@@ -61,6 +62,8 @@ class Formary:
     def __init__(self, path: Path, kernel: str, slots: int) -> None:
         self.model = formary.load(path)
         self.network = bench.networks_of(self.model)[kernel]
+        if kernel == "int8":
+            compile_steps(self.network, print)
         self.engine = Engine(self.network, slots=slots)
 
     def write(self, given: Prompts, new: int) -> float:

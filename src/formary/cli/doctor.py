@@ -145,7 +145,10 @@ def examine() -> dict[str, Any]:
             problems.append(f"torch is installed but does not start ({error}); get it with {_install_command('torch')}")
     compiler = _compiler()
     if compiler["path"] is None:
-        notes.append("no C++ compiler: machine.compile needs one (Debian, Ubuntu: apt install g++); all else works")
+        notes.append(
+            "no C++ compiler: machine.compile needs one, and int8 models write faster with one (Debian, Ubuntu: "
+            "apt install g++); all else works"
+        )
     elif not compiler["python_headers"]:
         notes.append("no Python.h: machine.compile needs it (Debian, Ubuntu: apt install python3-dev); all else works")
     return {
@@ -398,7 +401,7 @@ def _software_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         rows.append(("torch", f"{build['version']}, BLAS: {build['blas']}, oneDNN: {_yes(build['mkldnn'])}"))
         rows.append(("a run uses", f"{build['threads']} threads, {build['precision']} on {build['cuda'] or 'the CPU'}"))
-    rows.append(("C++ compiler", compiler["path"] or "none (only machine.compile needs one)"))
+    rows.append(("C++ compiler", compiler["path"] or "none (for machine.compile and faster int8)"))
     if hub["offline"] is not None:
         state = "offline (HF_HUB_OFFLINE is set)" if hub["offline"] else f"online allowed, {hub['endpoint']}"
         rows.append(("model hub", f"{state}; files kept in {hub['cache']}"))
