@@ -279,7 +279,7 @@ def test_going_back_after_another_training_was_stopped_mixes_nothing(ran):
     before, records = ran.weights(), (ran.run_folder / "metrics.jsonl").read_text()
     with stopped_at("formary.train.loop.gradient", call=5), pytest.raises(KeyboardInterrupt):
         ran.run("train.optimiser.lr=0.1")
-    with pytest.raises(RecipeError, match="begin anew: delete .*checkpoints"):
+    with pytest.raises(RecipeError, match=r"begin anew: delete .*checkpoints"):
         ran.run()
     shutil.rmtree(ran.run_folder / "checkpoints")
     assert ran.run().did == ("train",) and ran.weights() == before

@@ -195,7 +195,7 @@ PAGE = """\
 {% endif %}
 </details>
 {% endfor %}
-{% if incidents.more %}<p class="small">{{ "{:,}".format(incidents.more) }} more are in incidents.jsonl.</p>{% endif %}
+{% if incidents.more %}<p class="small">{{ "{:,}".format(incidents.more) }} more {{ "is" if incidents.more == 1 else "are" }} in incidents.jsonl.</p>{% endif %}
 </section>
 {% endif %}
 {% macro show(sample) %}
