@@ -131,3 +131,15 @@ def test_the_same_seed_builds_the_same_weights_and_a_config_is_frozen():
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.vocab_size = 3
+
+
+def test_a_compiled_rotation_and_its_gradient_are_the_plain_one():
+    heads = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    angles = torch.randn(1, 1, 5, 4, dtype=torch.float64)
+    rotation = (angles.cos(), angles.sin())
+    plain = rotate(heads, rotation)
+    compiled = torch.compile(rotate, backend="aot_eager")(heads, rotation)
+    torch.testing.assert_close(compiled, plain)
+    weights = torch.randn_like(plain)
+    gradients = [torch.autograd.grad((turned * weights).sum(), heads)[0] for turned in (plain, compiled)]
+    torch.testing.assert_close(*gradients)

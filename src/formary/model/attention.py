@@ -188,8 +188,9 @@ class Rotary(nn.Module):
 def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs of `heads` (batch, heads, seq, head_width) by the given angles (Su et al. 2021, eq. 34)."""
     cosines, sines = (table.to(heads.dtype) for table in rotation)
-    if torch.compiler.is_compiling():
-        return _turn(heads, cosines, sines)
+    if torch.compiler.is_compiling():  # which makes one pass of it, and cannot write into halves of a tensor
+        first, second = heads.chunk(2, dim=-1)
+        return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
     turned: Tensor = _Rotate.apply(heads, cosines, sines)  # type: ignore[no-untyped-call]
     return turned
 
