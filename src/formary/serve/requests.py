@@ -24,8 +24,8 @@ from pydantic import (
 
 from formary.errors import nearest
 from formary.serve import limits
+from formary.serve.calling import as_templates_read
 from formary.serve.errors import ApiError
-from formary.serve.tools import as_templates_read
 
 Prompt = str | tuple[int, ...]
 

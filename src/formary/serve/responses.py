@@ -13,7 +13,7 @@ from typing import Any
 
 from formary.data.tokenizer import Tokenizer
 from formary.infer.engine import NO_TOKEN, Event, PromptScores
-from formary.serve.tools import Call, CallReader, MarkedText
+from formary.serve.calling import Call, CallReader, MarkedText
 
 Top = tuple[tuple[int, float], ...]
 

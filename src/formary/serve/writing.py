@@ -17,6 +17,7 @@ from formary.infer.constrain import asked_for
 from formary.infer.engine import NO_TOKEN, Constraint, Event, Request
 from formary.infer.loaded import Model
 from formary.serve import limits
+from formary.serve.calling import CallReader, MarkedText, called_schema, form_of
 from formary.serve.errors import ApiError
 from formary.serve.http import EventStream
 from formary.serve.requests import ChatRequest, CompletionRequest, Prompt, TokenizeRequest, Writing
@@ -31,7 +32,6 @@ from formary.serve.responses import (
     usage,
 )
 from formary.serve.service import Served
-from formary.serve.tools import CallReader, MarkedText, called_schema, form_of
 from formary.serve.worker import Job, Mailbox
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from formary.infer.loaded import Model
-from formary.serve.tools import Call, CallReader, MarkedText, as_templates_read, called_schema, form_of
+from formary.serve.calling import Call, CallReader, MarkedText, as_templates_read, called_schema, form_of
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 WEATHER = {
