@@ -12,7 +12,29 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "one", "dog", "ran", "after", "two", "birds", "and", "they", "flew", "away", "over", "his", "old", "house"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "one",
+    "dog",
+    "ran",
+    "after",
+    "two",
+    "birds",
+    "and",
+    "they",
+    "flew",
+    "away",
+    "over",
+    "his",
+    "old",
+    "house",
+]
 RECIPE = """
 name: tiny
 data: {sources: [corpus], documents: line, tokenizer: {kind: characters}}
