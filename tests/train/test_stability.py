@@ -75,6 +75,10 @@ def test_a_spike_in_the_loss_or_the_gradient_is_named(loss, norm, word):
     assert word in warmed().judge(loss, norm)
 
 
+def test_a_gradient_that_clipping_tames_is_no_spike():
+    assert warmed().judge(3.0, 10.0) is None
+
+
 def test_noise_and_a_falling_loss_are_no_spikes():
     guard = warmed()
     for step in range(500):

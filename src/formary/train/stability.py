@@ -26,7 +26,10 @@ from formary.train.parts import norm_of
 FILE = "incidents.jsonl"
 _MEMORY = 100  # steps over which the running mean and spread forget
 _SETTLED = 100  # steps that are seen before any is called a spike
-_LEAST_SPREAD = {"loss": 0.02, "norm": 0.1}  # of the loss its share; of the norm its logarithm
+_LEAST_SPREAD = {
+    "loss": 0.02,
+    "norm": 0.5,
+}  # of the loss its share; of the norm its logarithm, as clipping tames the rest
 _TOLD = 20  # incidents of a run whose batch is looked into
 _SHOWN, _CHARACTERS = 3, 400  # worst sequences of such a batch, and how much of the text of each
 
