@@ -4,7 +4,7 @@ Each is plain torch over positions that do not see each other, except through at
 `compiled` makes native code of it once for each shape of model. Weights are arguments, so all layers share that code.
 
 A product takes `digits`, one or two bytes of what is left after a position is divided by its `unit`, and gives `sums`:
-both are (digits, positions, ...), the unit (positions, 1), and sums x unit is what the layer gives.
+both are (digits x positions, ...), all first digits first, the unit is (positions, 1), and sums x unit is what the layer gives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ QUERIES = 4
 
 def add(vectors: Tensor, sums: Tensor, unit: Tensor, bias: Tensor | None, limit: int) -> Tensor:
     """vectors + what a product gave, (positions, width)."""
-    added = torch.addcmul(vectors, whole(sums, limit), unit)
+    added = torch.addcmul(vectors, whole(sums.view(-1, *vectors.shape), limit), unit)
     return added if bias is None else added + bias
 
 
@@ -34,16 +34,16 @@ def whole(sums: Tensor, limit: int) -> Tensor:
 
 
 def digits_of(vectors: Tensor, count: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Digits (count, positions, width) of vectors (positions, width), and their unit (positions, 1).
+    """Digits (count x positions, width) of vectors (positions, width), and their unit (positions, 1).
 
     A position of zeros has the unit 0: its digits mean nothing, and times 0 they are 0.
     """
     unit = vectors.abs().amax(-1, True) / limit
     scaled = vectors / unit
     if count == 1:
-        return scaled[None], unit
+        return scaled, unit
     first = torch.round(scaled)
-    return torch.stack([first, (scaled - first) * (2 * limit)]), unit
+    return torch.cat([first, (scaled - first) * (2 * limit)]), unit
 
 
 class Enter(nn.Module):
@@ -100,7 +100,7 @@ class Attend(nn.Module):
         bias: Tensor,  # (rows, queries, keys), 0 where a query may look, else -infinity; `bias_of` makes it
         *more: Tensor,  # cosines, sines (rows, seq, 1, head_width / 2); the bias; the norms of queries and keys
     ) -> tuple[Tensor, Tensor]:
-        """Digits (count, rows x seq, heads x head_width) of what each position gathers, and their unit."""
+        """Digits (count x rows x seq, heads x head_width) of what each position gathers, and their unit."""
         _, rows, seq, _ = sums.shape
         length, width, kv = bias.shape[-1], self.head_width, self.kv_heads
         turned = self.heads + kv
@@ -149,8 +149,8 @@ class Activate(nn.Module):
         self.given, self.count, self.limit = given, count, limit
 
     def forward(self, sums: Tensor, unit: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums (digits, positions, inner or 2 x inner) -> digits (count, positions, inner), and their unit."""
-        inner = whole(sums, self.limit) * unit
+        """Sums (digits x positions, inner or 2 x inner) -> digits (count x positions, inner), and their unit."""
+        inner = whole(sums.view(self.given, -1, sums.shape[-1]), self.limit) * unit
         if self.bias:
             inner = inner + bias[0]
         if self.gated:

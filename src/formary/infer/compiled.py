@@ -162,13 +162,17 @@ def _example(part: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     if isinstance(part, between.Enter):
         count = 2 * (part.norm == "layer") or 1
         weights = [torch.ones(part.width) for _ in range(count + part.bias)]
-        tensors = [torch.randn(_ROWS, part.width), torch.randn(part.added, _ROWS, part.width), torch.rand(_ROWS, 1)]
-        return (*tensors, *weights), ({0: rows}, {1: rows}, {0: rows}, *_varied([{} for _ in weights]))
+        tensors = [torch.randn(_ROWS, part.width), torch.randn(part.added * _ROWS, part.width), torch.rand(_ROWS, 1)]
+        return (*tensors, *weights), ({0: rows}, {0: part.added * rows}, {0: rows}, *_varied([{} for _ in weights]))
     if isinstance(part, between.Activate):
         inner = part.inner * (2 if part.gated else 1)
         weights = [torch.zeros(inner)] if part.bias else []
-        sums = torch.randn(part.given, _ROWS, inner)
-        return (sums, torch.rand(_ROWS, 1), *weights), ({1: rows}, {0: rows}, *_varied([{} for _ in weights]))
+        sums = torch.randn(part.given * _ROWS, inner)
+        return (sums, torch.rand(_ROWS, 1), *weights), (
+            {0: part.given * rows},
+            {0: rows},
+            *_varied([{} for _ in weights]),
+        )
     assert isinstance(part, between.Attend)
     width, kv = part.head_width, part.kv_heads
     out = (part.heads + 2 * kv) * width

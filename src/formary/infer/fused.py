@@ -86,35 +86,42 @@ class FusedDecoder:
         hidden = network.embedder(tokens, positions=positions).reshape(rows * seq, -1)
         spans = self._spans(positions, mask, rows, seq)
         keys, values = cache.of_pass()
-        sums, unit = hidden.new_zeros(parts.enter_attention.added, *hidden.shape), hidden.new_zeros(len(hidden), 1)
+        sums = hidden.new_zeros(parts.enter_attention.added * len(hidden), hidden.shape[1])  # nothing to add yet
+        unit = hidden.new_zeros(len(hidden), 1)
         for layer, own_keys, own_values in zip(self._layers, keys, values):
             hidden, digits, unit = self._enter_attention(hidden, sums, unit, *layer.attention)
-            sums = _product(digits, layer.qkv).view(len(digits), rows, seq, -1)
+            sums = multiply(digits, layer.qkv).view(parts.attend.given, rows, seq, -1)
             unit = unit.view(rows, seq, 1)
             if len(spans) == 1:
                 digits, unit = self._attend(sums, unit, own_keys, own_values, *spans[0][2], *layer.attending)
             else:
-                found = [
-                    self._attend(
-                        sums[:, :, first:last].contiguous(),
-                        unit[:, first:last].contiguous(),
-                        own_keys,
-                        own_values,
-                        *given,
-                        *layer.attending,
-                    )
-                    for first, last, given in spans
-                ]
-                digits = torch.cat([each.view(len(each), rows, -1, each.shape[-1]) for each, _ in found], dim=2)
-                digits = digits.view(len(digits), rows * seq, -1)
-                unit = torch.cat([each.view(rows, -1, 1) for _, each in found], dim=1).view(-1, 1)
-            hidden, digits, unit = self._enter_ffn(hidden, _product(digits, layer.output), unit, *layer.ffn)
-            digits, unit = self._activate(_product(digits, layer.input), unit, *layer.activating)
-            sums = _product(digits, layer.back)
+                digits, unit = self._attended(spans, sums, unit, own_keys, own_values, layer.attending)
+            hidden, digits, unit = self._enter_ffn(hidden, multiply(digits, layer.output), unit, *layer.ffn)
+            digits, unit = self._activate(multiply(digits, layer.input), unit, *layer.activating)
+            sums = multiply(digits, layer.back)
         hidden = between.add(hidden, sums, unit, self._last_bias, parts.enter_attention.limit)
         if network.transformer.norm is not None:
             hidden = network.transformer.norm(hidden)
         return hidden.view(rows, seq, -1)
+
+    def _attended(
+        self,
+        spans: list[tuple[int, int, list[Tensor]]],
+        sums: Tensor,
+        unit: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        weights: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """What `Attend` gives for a long text, span after span."""
+        count, (rows, _, _) = self.parts.attend.count, unit.shape
+        all_digits, units = [], []
+        for first, last, given in spans:
+            part = sums[:, :, first:last].contiguous(), unit[:, first:last].contiguous()
+            digits, found = self._attend(*part, keys, values, *given, *weights)
+            all_digits.append(digits.view(count, rows, last - first, -1))
+            units.append(found.view(rows, last - first, 1))
+        return torch.cat(all_digits, dim=2).flatten(0, 2), torch.cat(units, dim=1).flatten(0, 1)
 
     def _spans(self, positions: Tensor, mask: Tensor, rows: int, seq: int) -> list[tuple[int, int, list[Tensor]]]:
         """Positions that ask together, in turn: the first, the last + 1, and what `Attend` is given about them."""
@@ -162,12 +169,6 @@ class _Layer:
             ffn=parts.enter_ffn.weights(block.ffn_norm, output.bias),
             activating=[] if into.bias is None else [into.bias],
         )
-
-
-def _product(digits: Tensor, weight: torch.ScriptObject) -> Tensor:
-    """Exact sums (digits, positions, out) of digits (digits, positions, in)."""
-    count, positions, width = digits.shape
-    return multiply(digits.view(count * positions, width), weight).view(count, positions, -1)
 
 
 def _blocks(network: Decoder) -> list[Block]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -87,15 +88,20 @@ def sums_of(vectors: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
 
 def multiply(digits: Tensor, weight: torch.ScriptObject) -> Tensor:
     """Numbers of at most `half_range` (rows, in), rounded to whole ones, times a packed matrix: (rows, out), exact sums."""
-    return _multiply(digits, 1.0, half_range() + 1, weight)
+    return _operator()(digits, 1.0, half_range() + 1, weight)
 
 
 def _multiply(vectors: Tensor, scale: float, zero: int, weight: torch.ScriptObject) -> Tensor:
     """vectors / scale, rounded and offset into a byte, times the matrix: exact integer sums, as float32."""
-    sums: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
-        vectors, scale, zero, weight
-    )
-    return sums
+    return _operator()(vectors, scale, zero, weight)
+
+
+@cache
+def _operator() -> Callable[[Tensor, float, int, torch.ScriptObject], Tensor]:
+    operator = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+    # Called as an overload it first looks through its arguments for subclasses, which takes longer than the rest of a call.
+    found: Callable[[Tensor, float, int, torch.ScriptObject], Tensor] = getattr(operator, "_op", operator)
+    return found
 
 
 @cache
