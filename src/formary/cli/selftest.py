@@ -6,6 +6,7 @@ It prints what was tried and what survived; exit code 1 if anything was lost. Th
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def selftest(
         place = Path(tempfile.mkdtemp(prefix="formary-selftest-", dir=folder))
     except OSError as error:
         raise FormaryError(f"{folder}: cannot be written ({error.strerror}); name another with --folder") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was mounted and written goes, too
     began = time.perf_counter()
     console.print(f"faults on the disk of {folder.resolve()}, {kills} kills:", markup=False)
     try:

@@ -317,6 +317,7 @@ class _Child:
 def _be(work: Callable[[], None], log: Path) -> None:
     """The child's life; it ends here and never returns."""
     code = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
