@@ -95,6 +95,11 @@ def search(
     optuna = _optuna()
     path = find(str(recipe))
     made = _for_trials(read(path, overrides))
+    if made.privacy:
+        raise RecipeError(
+            "privacy: a search trains many times on the same rows, and each time spends epsilon; search on public rows, or "
+            "try a few settings by hand and count them all"
+        )
     limit, most = trials or made.search.trials, minutes or made.search.minutes
     space = space_of(made, _check_of(path, overrides))
     if folder is None:
