@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from formary.errors import RequestError
 from formary.infer import compiled
+from formary.infer.between import digits_of
 from formary.infer.engine import Engine, Request
 from formary.infer.fused import FusedDecoder, parts_of
 from formary.infer.kernels import Int8Head, Int8Linear, available, pack, product, quantised, weight_bytes
@@ -92,14 +93,32 @@ def test_a_row_of_zeros_gives_zeros() -> None:
         assert torch.equal(product(vectors, pack(torch.randn(8, 12), fine=fine))[1], torch.zeros(8))
 
 
-def test_layers_whose_inputs_have_outliers_get_a_second_digit(make_network: Make) -> None:
-    network = writer(make_network, "gpt2-mini")
-    with torch.no_grad():
-        network.transformer.blocks[1].ffn_norm.weight[3] = 100.0
-        network.transformer.blocks[1].ffn.input.weight[:, 3] = 0.0
-    rounded = quantised(network, torch.tensor([tokens(96)]))
-    assert rounded.transformer.blocks[1].ffn.input.packed.fine
-    assert not rounded.transformer.blocks[0].ffn.input.packed.fine
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=40), st.integers(1, 6), st.integers(0, 10**6))
+def test_a_column_shared_out_adds_up_to_what_it_was(shares: list[int], rows: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.tensor(shares)
+    weight = torch.randn(16, len(shares), generator=generator)
+    packed = pack(weight, shares=counts)
+    vectors = torch.randn(rows, len(shares), generator=generator) * counts
+    digits, unit = digits_of(vectors, 1, 127, packed.split)
+    assert digits.abs().max() <= 127 and torch.equal(digits, digits.round())
+    whole_columns = digits[:, : len(shares)].index_add(1, packed.split[1], digits[:, len(shares) :])
+    assert torch.equal(whole_columns, (vectors / unit).round())
+    scales = weight.abs().amax(dim=1, keepdim=True) / 127
+    expected = (whole_columns * unit).double() @ ((weight / scales).round() * scales).double().T
+    assert torch.allclose(product(vectors, packed).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_column_is_shared_out_and_many_get_a_second_digit(make_network: Make) -> None:
+    for large, fine in ((1, False), (12, True)):
+        network = writer(make_network, "gpt2-mini")
+        with torch.no_grad():
+            network.transformer.blocks[1].ffn_norm.weight[:large] = 100.0
+            network.transformer.blocks[1].ffn.input.weight[:, :large] = 0.0
+        into = [block.ffn.input.packed for block in quantised(network, torch.tensor([tokens(96)])).transformer.blocks]
+        assert [packed.fine for packed in into] == [fine, fine]  # all of a kind alike
+        assert fine or into[1].split[0][0] > 4
 
 
 @pytest.mark.parametrize("name", [*WRITERS, "bert-mini", "seq2seq-mini", "bart-base"])
@@ -117,7 +136,7 @@ def test_a_rounded_network_answers_like_its_original_which_is_not_changed(make_n
     # T5's scores are not divided by anything: random ones answer 1 % of noise with 45 %
     assert (after - before).norm() < (0.45 if name == "seq2seq-mini" else 0.1) * before.norm()
     assert rounded.embedder.tokens.weight is network.embedder.tokens.weight  # type: ignore[union-attr]
-    assert 0.24 < weight_bytes(rounded) / weight_bytes(network) < 0.26
+    assert 0.24 < weight_bytes(rounded) / weight_bytes(network) < 0.31  # so narrow layers get many extra columns
 
 
 def test_an_output_matrix_of_its_own_and_a_tied_one_are_both_rounded(make_network: Make) -> None:

@@ -10,6 +10,7 @@ both are (digits x positions, ...), all first digits first, the unit is (positio
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from formary.model.block import activate
 from formary.model.config import TransformerConfig
 from formary.model.norms import RMSNorm
 
+Entry = tuple[int, bool]
+"""How a product is entered: digits for a number, and whether `digits_of` is given a split."""
 QUERIES = 4
 """Least queries that a head asks with: a product of fewer rows adds in another order than one of many."""
 
@@ -33,29 +36,40 @@ def whole(sums: Tensor, limit: int) -> Tensor:
     return sums[0] if len(sums) == 1 else torch.add(sums[0], sums[1], alpha=0.5 / limit)
 
 
-def digits_of(vectors: Tensor, count: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Digits (count x positions, width) of vectors (positions, width), and their unit (positions, 1).
+def digits_of(vectors: Tensor, count: int, limit: int, split: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+    """Digits (count x positions, width + extra) of vectors (positions, width), and their unit (positions, 1).
 
     A position of zeros has the unit 0: its digits mean nothing, and times 0 they are 0.
+
+    Args:
+        split: columns that are shared out to several, so that few large ones do not make all others coarse: into how many
+            each is (width,); which ones the extra columns belong to (extra,), as which share (extra,), of how many
+            (extra,). The shares of a number add up to it exactly. Only with one digit.
     """
-    unit = vectors.abs().amax(-1, True) / limit
-    scaled = vectors / unit
-    if count == 1:
-        return scaled, unit
-    first = torch.round(scaled)
-    return torch.cat([first, (scaled - first) * (2 * limit)]), unit
+    if not split:
+        unit = vectors.abs().amax(-1, True) / limit
+        scaled = vectors / unit
+        if count == 1:
+            return scaled, unit
+        first = torch.round(scaled)
+        return torch.cat([first, (scaled - first) * (2 * limit)]), unit
+    shares, columns, places, of = split
+    unit = (vectors.abs() / shares).amax(-1, True) / limit
+    rounded = torch.round(vectors / unit)
+    extra = torch.floor((rounded[:, columns] + places) / of)
+    return torch.cat([torch.floor(rounded / shares), extra], dim=1), unit
 
 
 class Enter(nn.Module):
     """The residual addition and the norm before a product; an RMSNorm's division is left to the unit."""
 
-    def __init__(self, config: TransformerConfig, *, added: int, count: int, limit: int, bias: bool) -> None:
+    def __init__(self, config: TransformerConfig, *, added: int, into: Entry, limit: int) -> None:
         super().__init__()
         self.norm, self.eps, self.width = config.norm, config.norm_eps, config.width
-        self.added, self.count, self.limit, self.bias = added, count, limit, bias
+        self.added, self.count, self.split, self.limit, self.bias = added, *into, limit, config.bias
 
-    def weights(self, norm: nn.Module, bias: Tensor | None) -> list[Tensor]:
-        """What `forward` is given of a layer: its norm, and the bias of the product whose sums are added."""
+    def weights(self, norm: nn.Module, bias: Tensor | None, split: Sequence[Tensor]) -> list[Tensor]:
+        """What `forward` is given of a layer: its norm, the bias of the product whose sums are added, `digits_of`'s split."""
         if isinstance(norm, RMSNorm):
             given = [norm.weight.detach() * math.sqrt(self.width)]
         else:
@@ -63,24 +77,26 @@ class Enter(nn.Module):
             given = [norm.weight.detach(), norm.bias.detach()]
         if self.bias:
             given.append(torch.zeros(self.width) if bias is None else bias)
-        return given
+        return [*given, *split]
 
     def forward(self, hidden: Tensor, sums: Tensor, unit: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(positions, width), sums of what is added -> the new hidden vectors, digits of their norm, the unit."""
-        hidden = add(hidden, sums, unit, weights[-1] if self.bias else None, self.limit)
+        norm, left = (weights[:1], weights[1:]) if self.norm == "rms" else (weights[:2], weights[2:])
+        bias, split = (left[0], left[1:]) if self.bias else (None, left)
+        hidden = add(hidden, sums, unit, bias, self.limit)
         if self.norm == "rms":
-            digits, unit = digits_of(hidden * weights[0], self.count, self.limit)
+            digits, unit = digits_of(hidden * norm[0], self.count, self.limit, split)
             floor = math.sqrt(self.width * self.eps)
             length = hidden.square().sum(-1, True).sqrt()
             return hidden, digits, unit / torch.hypot(length, torch.full_like(length, floor))
-        normed = torch.nn.functional.layer_norm(hidden, (self.width,), weights[0], weights[1], self.eps)
-        return hidden, *digits_of(normed, self.count, self.limit)
+        normed = torch.nn.functional.layer_norm(hidden, (self.width,), norm[0], norm[1], self.eps)
+        return hidden, *digits_of(normed, self.count, self.limit, split)
 
 
 class Attend(nn.Module):
     """Attention between its two products, keeping the new keys and values in the cache."""
 
-    def __init__(self, config: TransformerConfig, *, given: int, count: int, limit: int) -> None:
+    def __init__(self, config: TransformerConfig, *, given: int, into: Entry, limit: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_head_count, config.q_head_width
         self.group = self.heads // self.kv_heads
@@ -88,7 +104,7 @@ class Attend(nn.Module):
         self.scale = self.head_width**-0.5 if config.attention_scale is None else config.attention_scale
         self.bias, self.eps = bool(config.qkv_bias), config.norm_eps if config.qk_norm else None
         self.turns = config.position == "rope"
-        self.given, self.count, self.limit = given, count, limit
+        self.given, self.count, self.split, self.limit = given, *into, limit
 
     def forward(
         self,
@@ -98,7 +114,7 @@ class Attend(nn.Module):
         values: Tensor,
         places: Tensor,  # (rows, seq, kv_heads): where new keys go, in keys seen as (all, head_width)
         bias: Tensor,  # (rows, queries, keys), 0 where a query may look, else -infinity; `bias_of` makes it
-        *more: Tensor,  # cosines, sines (rows, seq, 1, head_width / 2); the bias; the norms of queries and keys
+        *more: Tensor,  # cosines, sines (rows, seq, 1, head_width / 2); the bias; the norms of queries and keys; the split
     ) -> tuple[Tensor, Tensor]:
         """Digits (count x rows x seq, heads x head_width) of what each position gathers, and their unit."""
         _, rows, seq, _ = sums.shape
@@ -128,7 +144,7 @@ class Attend(nn.Module):
         weights = torch.softmax(scores + bias[:, None], dim=-1).view(rows * kv, -1, length)
         gathered = torch.bmm(weights, values[:rows, :, :length].flatten(0, 1))[:, : self.group * seq]
         gathered = gathered.view(rows, kv, self.group, seq, width).permute(0, 3, 1, 2, 4)
-        return digits_of(gathered.reshape(rows * seq, self.heads * width), self.count, self.limit)
+        return digits_of(gathered.reshape(rows * seq, self.heads * width), self.count, self.limit, left)
 
     def bias_of(self, mask: Tensor) -> Tensor:
         """What is added to the scores for a mask (rows, seq, keys): for all heads that share keys, and surplus queries."""
@@ -142,22 +158,22 @@ class Attend(nn.Module):
 class Activate(nn.Module):
     """The activation between the two products of the feed-forward network."""
 
-    def __init__(self, config: TransformerConfig, *, given: int, count: int, limit: int) -> None:
+    def __init__(self, config: TransformerConfig, *, given: int, into: Entry, limit: int) -> None:
         super().__init__()
         self.activation, self.gated, self.bias = config.activation, config.gated, config.bias
         self.inner = config.ffn_inner
-        self.given, self.count, self.limit = given, count, limit
+        self.given, self.count, self.split, self.limit = given, *into, limit
 
-    def forward(self, sums: Tensor, unit: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, sums: Tensor, unit: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Sums (digits x positions, inner or 2 x inner) -> digits (count x positions, inner), and their unit."""
         inner = whole(sums.view(self.given, -1, sums.shape[-1]), self.limit) * unit
         if self.bias:
-            inner = inner + bias[0]
+            inner = inner + more[0]
         if self.gated:
             inner = activate(inner[:, : self.inner], self.activation) * inner[:, self.inner :]
         else:
             inner = activate(inner, self.activation)
-        return digits_of(inner, self.count, self.limit)
+        return digits_of(inner, self.count, self.limit, more[self.bias :])
 
 
 def _turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

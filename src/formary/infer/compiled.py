@@ -31,6 +31,7 @@ Call = Callable[..., Any]
 _KINDS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (between.Enter, between.Attend, between.Activate)}
 _ROWS, _SEQ, _SLOTS, _KEYS, _CAPACITY = 3, 5, 4, 128, 192  # of the examples; any other numbers will do as well
 _NAMES = ("rows", "seq", "slots", "keys", "capacity")
+_EXTRA = 24
 _MOST = 2**20
 
 
@@ -161,17 +162,23 @@ def _example(part: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     rows, seq, slots, keys, capacity = (torch.export.Dim(name, min=2, max=_MOST) for name in _NAMES)
     if isinstance(part, between.Enter):
         count = 2 * (part.norm == "layer") or 1
-        weights = [torch.ones(part.width) for _ in range(count + part.bias)]
+        weights = [torch.ones(part.width) for _ in range(count + part.bias)] + _split(part.split, part.width)
         tensors = [torch.randn(_ROWS, part.width), torch.randn(part.added * _ROWS, part.width), torch.rand(_ROWS, 1)]
-        return (*tensors, *weights), ({0: rows}, {0: part.added * rows}, {0: rows}, *_varied([{} for _ in weights]))
+        return (*tensors, *weights), (
+            {0: rows},
+            {0: _times(part.added, rows)},
+            {0: rows},
+            *_varied(len(weights), split=part.split),
+        )
     if isinstance(part, between.Activate):
         inner = part.inner * (2 if part.gated else 1)
         weights = [torch.zeros(inner)] if part.bias else []
+        weights += _split(part.split, part.inner)
         sums = torch.randn(part.given * _ROWS, inner)
         return (sums, torch.rand(_ROWS, 1), *weights), (
-            {0: part.given * rows},
+            {0: _times(part.given, rows)},
             {0: rows},
-            *_varied([{} for _ in weights]),
+            *_varied(len(weights), split=part.split),
         )
     assert isinstance(part, between.Attend)
     width, kv = part.head_width, part.kv_heads
@@ -193,13 +200,28 @@ def _example(part: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     turned = len(more)
     more += [torch.zeros(out)] if part.bias else []
     more += [torch.ones(width) for _ in range(2)] if part.eps is not None else []
-    shapes += _varied([{0: rows, 1: seq} if place < turned else {} for place in range(len(more))])
+    more += _split(part.split, part.heads * width)
+    shapes += _varied(len(more), {0: rows, 1: seq}, of=turned, split=part.split)
     return (*tensors, *more), tuple(shapes)
 
 
-def _varied(shapes: list[Any]) -> list[Any]:
-    """What may change of `*arguments`, as export wants it: nothing at all where there are none."""
-    return [tuple(shapes)] if shapes else []
+def _varied(count: int, first: Any = None, *, of: int = 0, split: bool) -> list[Any]:
+    """What may change of `*arguments`, as export wants it: of the first ones `first`, of a split the extra columns."""
+    if not count:
+        return []
+    extra = torch.export.Dim("extra", min=2, max=_MOST)
+    plain = count - of - (4 if split else 0)
+    return [(*[first] * of, *[{}] * plain, *([{}, *[{0: extra}] * 3] if split else []))]
+
+
+def _times(count: int, rows: Any) -> Any:
+    return rows if count == 1 else count * rows
+
+
+def _split(wanted: bool, width: int) -> list[Tensor]:
+    if not wanted:
+        return []
+    return [torch.ones(width), torch.arange(_EXTRA), torch.ones(_EXTRA), torch.full((_EXTRA,), 2.0)]
 
 
 if __name__ == "__main__":

@@ -51,16 +51,15 @@ class Parts:
 def parts_of(network: Decoder) -> Parts:
     """The parts between the products of a network that `fits`."""
     config, limit = network.config.transformer, half_range()
-    blocks = _blocks(network)
-    qkv, output, into, back = (
-        max(_digits(getattr(getattr(block, layer), name)) for block in blocks)
-        for layer, name in (("attention", "qkv"), ("attention", "output"), ("ffn", "input"), ("ffn", "output"))
+    block = _blocks(network)[0]  # all are alike in this
+    qkv, output, into, back = map(
+        _entry, (block.attention.qkv, block.attention.output, block.ffn.input, block.ffn.output)
     )
     return Parts(
-        between.Enter(config, added=back, count=qkv, limit=limit, bias=config.bias),
-        between.Attend(config, given=qkv, count=output, limit=limit),
-        between.Enter(config, added=output, count=into, limit=limit, bias=config.bias),
-        between.Activate(config, given=into, count=back, limit=limit),
+        between.Enter(config, added=back[0], into=qkv, limit=limit),
+        between.Attend(config, given=qkv[0], into=output, limit=limit),
+        between.Enter(config, added=output[0], into=into, limit=limit),
+        between.Activate(config, given=into[0], into=back, limit=limit),
     )
 
 
@@ -164,10 +163,10 @@ class _Layer:
             output=output.packed.weight,
             input=into.packed.weight,
             back=back.packed.weight,
-            attention=parts.enter_attention.weights(block.attention_norm, bias_before),
-            attending=[*([] if qkv.bias is None else [qkv.bias]), *norms],
-            ffn=parts.enter_ffn.weights(block.ffn_norm, output.bias),
-            activating=[] if into.bias is None else [into.bias],
+            attention=parts.enter_attention.weights(block.attention_norm, bias_before, qkv.packed.split),
+            attending=[*([] if qkv.bias is None else [qkv.bias]), *norms, *output.packed.split],
+            ffn=parts.enter_ffn.weights(block.ffn_norm, output.bias, into.packed.split),
+            activating=[*([] if into.bias is None else [into.bias]), *back.packed.split],
         )
 
 
@@ -180,5 +179,6 @@ def _int8(module: torch.nn.Module) -> Int8Linear:
     return module
 
 
-def _digits(module: torch.nn.Module) -> int:
-    return 2 if _int8(module).packed.fine else 1
+def _entry(module: torch.nn.Module) -> between.Entry:
+    packed = _int8(module).packed
+    return 2 if packed.fine else 1, bool(packed.split)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from formary.errors import RequestError
+from formary.infer.between import digits_of, whole
 from formary.model.heads import LanguageHead
 from formary.model.topologies import EncoderDecoder, Network
 
@@ -27,6 +28,7 @@ _JUDGING = 128  # positions of the sample that decide whether a layer needs a se
 _COARSE = 3e-4  # mean squared error of a position, relative to its size, from which it does
 _JUDGED = 256  # outputs by which that is judged
 _FLOOR = 1e-5
+_EXTRA = 32  # one extra column for so many of a layer's own
 
 
 @cache
@@ -45,45 +47,46 @@ class Packed:
 
     Args:
         fine: what is fed to it is rounded to two digits of eight bits, a second product that takes the first one's rest.
+        split: large columns of what is fed to it are shared out to several columns, see `between.digits_of`.
     """
 
     weight: torch.ScriptObject
     fine: bool = False
+    split: tuple[Tensor, ...] = ()
 
 
-def pack(weight: Tensor, *, fine: bool = False) -> Packed:
-    """Round a matrix (out, in) to 8 bits with one scale for each row."""
+def pack(weight: Tensor, *, fine: bool = False, shares: Tensor | None = None) -> Packed:
+    """Round a matrix (out, in) to 8 bits with one scale for each row.
+
+    Args:
+        shares: into how many columns each one is shared out (in,), whole numbers; not with `fine`.
+    """
     weight = weight.detach().float()
+    split: tuple[Tensor, ...] = ()
+    if shares is not None:
+        columns = torch.repeat_interleave(torch.arange(len(shares)), shares - 1)
+        places = torch.cat([torch.arange(1, int(count)) for count in shares[shares > 1]] or [torch.empty(0)])
+        split = shares.float(), columns, places.float(), shares[columns].float()
+        weight = torch.cat([weight, weight[:, columns]], dim=1)
     scales = weight.abs().amax(dim=1).clamp_min(1e-30).double() / 127
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces another home for these functions; they are the fast ones here
         torch.backends.quantized.engine = "fbgemm"
         rounded = torch.quantize_per_channel(weight, scales, torch.zeros(len(weight), dtype=torch.long), 0, torch.qint8)
-        return Packed(torch.ops.quantized.linear_prepack(rounded, None), fine)
+        return Packed(torch.ops.quantized.linear_prepack(rounded, None), fine, split)
 
 
 def product(vectors: Tensor, packed: Packed) -> Tensor:
     """vectors (rows, in) times the transposed matrix: (rows, out) in float32."""
-    sums, largest = sums_of(vectors, packed)
-    return sums.mul_(largest)
+    sums, unit = sums_of(vectors, packed)
+    return sums.mul_(unit)
 
 
 def sums_of(vectors: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
-    """The product (rows, out) of vectors over each row's largest magnitude, and those (rows, 1).
-
-    A row of zeros has no such magnitude: its sums mean nothing, and times 0 they are 0.
-    """
-    largest = vectors.abs().amax(-1, True)
-    half = half_range()
-    if not packed.fine:
-        return _multiply(vectors / largest, 1 / half, half + 1, packed.weight), largest
-    rows = len(vectors)
-    digits = vectors.new_empty(2 * rows, vectors.shape[1])
-    scaled = torch.div(vectors, largest / half, out=digits[rows:])
-    first = torch.round(scaled, out=digits[:rows])
-    scaled.sub_(first).mul_(2 * half)
-    sums = _multiply(digits, 1.0, half + 1, packed.weight)
-    return torch.add(sums[:rows], sums[rows:], alpha=0.5 / half), largest.div_(half)
+    """The product (rows, out) of vectors over each row's unit, and those (rows, 1)."""
+    digits, unit = digits_of(vectors, 2 if packed.fine else 1, half_range(), packed.split)
+    sums = multiply(digits, packed.weight)
+    return whole(sums.view(-1, len(vectors), sums.shape[1]), half_range()), unit
 
 
 def multiply(digits: Tensor, weight: torch.ScriptObject) -> Tensor:
@@ -115,10 +118,12 @@ def half_range() -> int:
 class Int8Linear(nn.Module):
     """A linear layer whose product is computed in 8 bits: (..., in) -> (..., out) in float32."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, fine: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, fine: bool = False, shares: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.packed = pack(weight, fine=fine)
+        self.packed = pack(weight, fine=fine, shares=shares)
         self.bias = None if bias is None else bias.detach().float()
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -145,9 +150,10 @@ class Int8Head(LanguageHead):
 def quantised(network: Network, sample: Tensor, *, source: Tensor | None = None) -> Network:
     """A copy of a network whose linear layers and output matrix compute in 8 bits; embeddings and norms are shared.
 
-    A layer whose inputs have outliers, so that one digit of eight bits says too little about the rest, is given a
-    second one; the sample shows which. (Balancing the outliers against the weights, as SmoothQuant does, was tried: what
-    the sample does not show, such as the first token of a conversation, then breaks.)
+    A few columns of a layer's input are far larger than the others; they are shared out to extra columns (Zhao et al. 2019,
+    "outlier channel splitting"), the sample shows which. Where one digit of eight bits still says too little about the
+    rest, layers of that kind are given a second one instead. (Balancing the outliers against the weights, as SmoothQuant
+    does, was tried: what the sample does not show, such as the first token of a conversation, then breaks.)
 
     Args:
         sample: real token ids (1, seq), or whatever the network reads; some hundreds of positions are enough.
@@ -165,23 +171,45 @@ def quantised(network: Network, sample: Tensor, *, source: Tensor | None = None)
     inputs = _inputs(network, sample, source)
     shared = {id(p): p for p in network.parameters()} | {id(b): b for b in network.buffers()}
     copied = copy.deepcopy(network, shared)
-    for name, module in list(copied.named_modules()):
-        for place, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                fine = _needs_two(child.weight, inputs.get(f"{name}.{place}" if name else place))
-                setattr(module, place, Int8Linear(child.weight, child.bias, fine=fine))
+    linear = {name: module for name, module in copied.named_modules() if isinstance(module, nn.Linear)}
+    shares = {name: _shares(inputs[name]) for name in linear if name in inputs}
+    fine = {
+        _kind(name)
+        for name, module in linear.items()
+        if name not in shares or _needs_two(module.weight, inputs[name], shares[name])
+    }
+    for name, module in linear.items():
+        owner, _, place = name.rpartition(".")
+        two = _kind(name) in fine
+        rounded = Int8Linear(module.weight, module.bias, fine=two, shares=None if two else shares[name])
+        setattr(copied.get_submodule(owner), place, rounded)
     if isinstance(copied.head, LanguageHead):
         copied.head = Int8Head(copied.head)
     return copied.eval()
 
 
-def _needs_two(weight: Tensor, inputs: Tensor | None) -> bool:
+def _kind(name: str) -> str:
+    """A layer's name without the number of its block: layers of a kind are rounded alike, so that `fused` has one code."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
+def _shares(inputs: Tensor) -> Tensor:
+    """Into how many columns each one of a layer's inputs (positions, in) is shared out: the largest ones, by turns."""
+    width = inputs.shape[1]
+    shares = torch.ones(width, dtype=torch.long)
+    sizes = inputs.abs()
+    for _ in range(-(-width // _EXTRA // 8) * 8):
+        largest = torch.bincount((sizes / shares).argmax(dim=1), minlength=width).argmax()
+        shares[largest] += 1
+    return shares
+
+
+def _needs_two(weight: Tensor, inputs: Tensor, shares: Tensor) -> bool:
     """Whether one digit of what is fed to a layer is too coarse, by a sample of that."""
-    if inputs is None:
-        return True
     matrix = weight.detach().float()[:: max(1, len(weight) // _JUDGED)]
     exact = inputs @ matrix.T
-    error = (product(inputs, pack(matrix)) - exact).square().sum(dim=1) / exact.square().sum(dim=1).clamp_min(_FLOOR)
+    rounded = product(inputs, pack(matrix, shares=shares))
+    error = (rounded - exact).square().sum(dim=1) / exact.square().sum(dim=1).clamp_min(_FLOOR)
     return bool(error.mean() > _COARSE)
 
 
@@ -220,7 +248,8 @@ def weight_bytes(network: Network) -> int:
         if isinstance(module, nn.Linear):
             total += module.weight.numel() * module.weight.element_size()
         elif isinstance(module, Int8Linear):
-            total += module.out_features * module.in_features
+            extra = len(module.packed.split[1]) if module.packed.split else 0
+            total += module.out_features * (module.in_features + extra)
         elif isinstance(module, LanguageHead) and not isinstance(module, Int8Head):  # whose Int8Linear is counted
             total += module.weight.numel() * module.weight.element_size()
     return total
