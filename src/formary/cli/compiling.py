@@ -17,7 +17,7 @@ def compile_steps(network: Any, say: Callable[[str], None]) -> None:
     if not compiled.missing(*parts):
         return
     say(
-        "compiling:  the steps between products, once for models of this shape (half a minute; --no-compile leaves it out)"
+        "compiling:  the steps between products, once for models of this shape (about a minute; --no-compile leaves it out)"
     )
     try:
         compiled.build(*parts)

@@ -9,6 +9,7 @@ both are (digits x positions, ...), all first digits first, the unit is (positio
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -67,6 +68,7 @@ class Enter(nn.Module):
         super().__init__()
         self.norm, self.eps, self.width = config.norm, config.norm_eps, config.width
         self.added, self.count, self.split, self.limit, self.bias = added, *into, limit, config.bias
+        self.spread = False
 
     def weights(self, norm: nn.Module, bias: Tensor | None, split: Sequence[Tensor]) -> list[Tensor]:
         """What `forward` is given of a layer: its norm, the bias of the product whose sums are added, `digits_of`'s split."""
@@ -105,6 +107,7 @@ class Attend(nn.Module):
         self.bias, self.eps = bool(config.qkv_bias), config.norm_eps if config.qk_norm else None
         self.turns = config.position == "rope"
         self.given, self.count, self.split, self.limit = given, *into, limit
+        self.spread = False
 
     def forward(
         self,
@@ -163,6 +166,7 @@ class Activate(nn.Module):
         self.activation, self.gated, self.bias = config.activation, config.gated, config.bias
         self.inner = config.ffn_inner
         self.given, self.count, self.split, self.limit = given, *into, limit
+        self.spread = False
 
     def forward(self, sums: Tensor, unit: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Sums (digits x positions, inner or 2 x inner) -> digits (count x positions, inner), and their unit."""
@@ -174,6 +178,16 @@ class Activate(nn.Module):
         else:
             inner = activate(inner, self.activation)
         return digits_of(inner, self.count, self.limit, more[self.bias :])
+
+
+Part = Enter | Attend | Activate
+
+
+def spread(part: Part) -> Part:
+    """The same part for many positions at once: compiled, it spreads them over threads; what it computes is the same."""
+    wide = copy.copy(part)
+    wide.spread = True
+    return wide
 
 
 def _turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

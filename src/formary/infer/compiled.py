@@ -28,9 +28,12 @@ from formary.errors import FormaryError
 from formary.infer import between
 
 Call = Callable[..., Any]
-_KINDS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (between.Enter, between.Attend, between.Activate)}
+_KINDS: dict[str, type[between.Part]] = {
+    kind.__name__: kind for kind in (between.Enter, between.Attend, between.Activate)
+}
 _ROWS, _SEQ, _SLOTS, _KEYS, _CAPACITY = 3, 5, 4, 128, 192  # of the examples; any other numbers will do as well
 _NAMES = ("rows", "seq", "slots", "keys", "capacity")
+_MANY = 128  # where the loop over positions is spread over threads
 _EXTRA = 24
 _MOST = 2**20
 
@@ -39,7 +42,7 @@ class NotCompiled(FormaryError):
     """The parts could not be compiled here; they run as plain torch."""
 
 
-def ready(*parts: nn.Module) -> tuple[bool, list[Call]]:
+def ready(*parts: between.Part) -> tuple[bool, list[Call]]:
     """Whether compiled code is kept for all parts, and what to call for each: that code, or the parts themselves.
 
     All or none, so that what a model computes does not depend on what else was compiled.
@@ -55,13 +58,13 @@ def ready(*parts: nn.Module) -> tuple[bool, list[Call]]:
         return False, list(parts)
 
 
-def missing(*parts: nn.Module) -> bool:
+def missing(*parts: between.Part) -> bool:
     """Whether `build` would have something to do."""
     return not all(_trusted(_file(part)) for part in parts)
 
 
-def build(*parts: nn.Module) -> None:
-    """Compile the parts that are not in the cache, side by side; half a minute to a minute on two cores.
+def build(*parts: between.Part) -> None:
+    """Compile the parts that are not in the cache, side by side; about a minute on two cores.
 
     Raises:
         NotCompiled: there is no C++ compiler, or it failed; says why.
@@ -94,7 +97,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "formary" / "compiled"
 
 
-def _file(part: nn.Module) -> Path:
+def _file(part: between.Part) -> Path:
     """Named for all that the code depends on: the part's sizes and switches, its source, torch, and the processor."""
     known = json.dumps([_description(part), _source(), torch.__version__, torch.backends.cpu.get_cpu_capability()])
     return cache_folder() / f"{type(part).__name__.lower()}-{hashlib.sha256(known.encode()).hexdigest()[:24]}.pt2"
@@ -114,7 +117,7 @@ def _source() -> str:
     return inspect.getsource(between)
 
 
-def _description(part: nn.Module) -> dict[str, Any]:
+def _description(part: between.Part) -> dict[str, Any]:
     """The sizes and switches that make a part what it is."""
     return {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
 
@@ -129,7 +132,7 @@ def _loaded(file: Path) -> Call:
     return call
 
 
-def _started(part: nn.Module, made: Path, scratch: Path) -> subprocess.Popen[str]:
+def _started(part: between.Part, made: Path, scratch: Path) -> subprocess.Popen[str]:
     """A process that compiles one part to `made`: this one keeps its memory, its threads and its torch as they are."""
     wanted = json.dumps({"kind": type(part).__name__, "part": _description(part), "made": str(made)})
     return subprocess.Popen(
@@ -138,7 +141,8 @@ def _started(part: nn.Module, made: Path, scratch: Path) -> subprocess.Popen[str
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(scratch), "OMP_NUM_THREADS": "1"},
+        # Code is written for threads only where there are some; how many is decided when it runs.
+        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(scratch), "OMP_NUM_THREADS": "2" if part.spread else "1"},
     )
 
 
@@ -152,18 +156,18 @@ def _compile(kind: str, description: dict[str, Any], made: Path) -> None:
         torch._inductor.aoti_compile_and_package(
             exported,
             package_path=str(made),
-            # One thread: a part takes microseconds, and waking another takes longer.
-            inductor_configs={"cpp.threads": 1},
+            inductor_configs={"cpp.dynamic_threads": True} if part.spread else {"cpp.threads": 1},
         )
 
 
-def _example(part: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+def _example(part: between.Part) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Tensors to trace a part with, and which of their sizes may change."""
+    size = _MANY if part.spread else _ROWS
     rows, seq, slots, keys, capacity = (torch.export.Dim(name, min=2, max=_MOST) for name in _NAMES)
     if isinstance(part, between.Enter):
         count = 2 * (part.norm == "layer") or 1
         weights = [torch.ones(part.width) for _ in range(count + part.bias)] + _split(part.split, part.width)
-        tensors = [torch.randn(_ROWS, part.width), torch.randn(part.added * _ROWS, part.width), torch.rand(_ROWS, 1)]
+        tensors = [torch.randn(size, part.width), torch.randn(part.added * size, part.width), torch.rand(size, 1)]
         return (*tensors, *weights), (
             {0: rows},
             {0: _times(part.added, rows)},
@@ -174,29 +178,30 @@ def _example(part: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         inner = part.inner * (2 if part.gated else 1)
         weights = [torch.zeros(inner)] if part.bias else []
         weights += _split(part.split, part.inner)
-        sums = torch.randn(part.given * _ROWS, inner)
-        return (sums, torch.rand(_ROWS, 1), *weights), (
+        sums = torch.randn(part.given * size, inner)
+        return (sums, torch.rand(size, 1), *weights), (
             {0: _times(part.given, rows)},
             {0: rows},
             *_varied(len(weights), split=part.split),
         )
     assert isinstance(part, between.Attend)
+    sequences, positions = _ROWS, _MANY if part.spread else _SEQ
     width, kv = part.head_width, part.kv_heads
     out = (part.heads + 2 * kv) * width
     tensors = [
-        torch.randn(part.given, _ROWS, _SEQ, out),
-        torch.rand(_ROWS, _SEQ, 1),
+        torch.randn(part.given, sequences, positions, out),
+        torch.rand(sequences, positions, 1),
         torch.zeros(_SLOTS, kv, _CAPACITY, width),
         torch.zeros(_SLOTS, kv, _CAPACITY, width),
-        torch.arange(_ROWS * _SEQ * kv).view(_ROWS, _SEQ, kv),
-        part.bias_of(torch.ones(_ROWS, _SEQ, _KEYS, dtype=torch.bool)),
+        torch.arange(sequences * positions * kv).view(sequences, positions, kv),
+        part.bias_of(torch.ones(sequences, positions, _KEYS, dtype=torch.bool)),
     ]
     cache = {0: slots, 2: capacity}
     shapes: list[Any] = [{1: rows, 2: seq}, {0: rows, 1: seq}, cache, cache, {0: rows, 1: seq}]
     shapes.append({0: rows, 1: part.group * seq + part.surplus, 2: keys})
     more: list[Tensor] = []
     if part.turns:
-        more += [torch.rand(_ROWS, _SEQ, 1, width // 2) for _ in range(2)]
+        more += [torch.rand(sequences, positions, 1, width // 2) for _ in range(2)]
     turned = len(more)
     more += [torch.zeros(out)] if part.bias else []
     more += [torch.ones(width) for _ in range(2)] if part.eps is not None else []

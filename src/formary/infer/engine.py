@@ -63,7 +63,8 @@ class Engine:
         slots: most answers written at once.
         context: longest sequence; the network's own when left out.
         text_decoder: makes a fresh `TextDecoder`; without one, events carry no text and `stop` cannot be used.
-        chunk: most prompt tokens read in one step, so that a long prompt does not hold up those who write.
+        chunk: most prompt tokens read in one step, so that a long prompt does not hold up those who write; twice as
+            many while nobody writes.
         prefix_cache_tokens: how many tokens of earlier prompts and answers to keep, so that a prompt that begins like
             one of them is not read from its beginning; a decoder's only.
         draft: a smaller decoder with the same vocabulary, which guesses ahead.
@@ -269,7 +270,7 @@ class Engine:
     def _plan(self) -> list[tuple[Reading, int]]:
         """Which prompts to read on in, and how far: as many as fit the chunk, in order."""
         plan: list[tuple[Reading, int]] = []
-        left = self._chunk
+        left = self._chunk if self._writing else 2 * self._chunk
         for index, reading in enumerate(self._reading):
             cost = len(reading.source) if reading.opens else 0
             if plan and (cost >= left or self._worth_waiting(index)):

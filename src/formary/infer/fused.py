@@ -21,6 +21,8 @@ from formary.model.topologies import Decoder, Network
 
 _PIECE = 128  # positions of a long text that ask together, so that no product reads keys that none of them may see
 
+_MANY = 64  # positions from which the parts are spread over threads
+
 
 def fits(network: Network) -> TypeGuard[Decoder]:
     """Whether `FusedDecoder` can take the place of a network's forward pass."""
@@ -43,9 +45,10 @@ class Parts:
     activate: between.Activate
 
     @property
-    def all(self) -> tuple[between.Enter, between.Attend, between.Enter, between.Activate]:
-        """In the order in which a block calls them."""
-        return self.enter_attention, self.attend, self.enter_ffn, self.activate
+    def all(self) -> list[between.Part]:
+        """In the order in which a block calls them; then those for many positions in the same order."""
+        few: list[between.Part] = [self.enter_attention, self.attend, self.enter_ffn, self.activate]
+        return [*few, *map(between.spread, few)]
 
 
 def parts_of(network: Decoder) -> Parts:
@@ -71,7 +74,7 @@ class FusedDecoder:
         self.cache = cache
         self.parts = parts = parts_of(network)
         self.compiled, calls = compiled.ready(*parts.all)
-        self._enter_attention, self._attend, self._enter_ffn, self._activate = calls
+        self._few, self._many = calls[:4], calls[4:]
         blocks = _blocks(network)
         biases = [None, *(_int8(block.ffn.output).bias for block in blocks)]
         self._layers = [_Layer.of(block, before, parts) for block, before in zip(blocks, biases)]
@@ -87,16 +90,17 @@ class FusedDecoder:
         keys, values = cache.of_pass()
         sums = hidden.new_zeros(parts.enter_attention.added * len(hidden), hidden.shape[1])  # nothing to add yet
         unit = hidden.new_zeros(len(hidden), 1)
+        enter_attention, attend, enter_ffn, activate = self._many if len(hidden) >= _MANY else self._few
         for layer, own_keys, own_values in zip(self._layers, keys, values):
-            hidden, digits, unit = self._enter_attention(hidden, sums, unit, *layer.attention)
+            hidden, digits, unit = enter_attention(hidden, sums, unit, *layer.attention)
             sums = multiply(digits, layer.qkv).view(parts.attend.given, rows, seq, -1)
             unit = unit.view(rows, seq, 1)
             if len(spans) == 1:
-                digits, unit = self._attend(sums, unit, own_keys, own_values, *spans[0][2], *layer.attending)
+                digits, unit = attend(sums, unit, own_keys, own_values, *spans[0][2], *layer.attending)
             else:
-                digits, unit = self._attended(spans, sums, unit, own_keys, own_values, layer.attending)
-            hidden, digits, unit = self._enter_ffn(hidden, multiply(digits, layer.output), unit, *layer.ffn)
-            digits, unit = self._activate(multiply(digits, layer.input), unit, *layer.activating)
+                digits, unit = self._attended(attend, spans, sums, unit, own_keys, own_values, layer.attending)
+            hidden, digits, unit = enter_ffn(hidden, multiply(digits, layer.output), unit, *layer.ffn)
+            digits, unit = activate(multiply(digits, layer.input), unit, *layer.activating)
             sums = multiply(digits, layer.back)
         hidden = between.add(hidden, sums, unit, self._last_bias, parts.enter_attention.limit)
         if network.transformer.norm is not None:
@@ -105,6 +109,7 @@ class FusedDecoder:
 
     def _attended(
         self,
+        attend: compiled.Call,
         spans: list[tuple[int, int, list[Tensor]]],
         sums: Tensor,
         unit: Tensor,
@@ -117,7 +122,7 @@ class FusedDecoder:
         all_digits, units = [], []
         for first, last, given in spans:
             part = sums[:, :, first:last].contiguous(), unit[:, first:last].contiguous()
-            digits, found = self._attend(*part, keys, values, *given, *weights)
+            digits, found = attend(*part, keys, values, *given, *weights)
             all_digits.append(digits.view(count, rows, last - first, -1))
             units.append(found.view(rows, last - first, 1))
         return torch.cat(all_digits, dim=2).flatten(0, 2), torch.cat(units, dim=1).flatten(0, 1)

@@ -28,6 +28,7 @@ _JUDGING = 128  # positions of the sample that decide whether a layer needs a se
 _COARSE = 3e-4  # mean squared error of a position, relative to its size, from which it does
 _JUDGED = 256  # outputs by which that is judged
 _FLOOR = 1e-5
+_NOTHING, _SHARES, _DIGIT = range(3)  # what a layer needs, by rising cost
 _EXTRA = 32  # one extra column for so many of a layer's own
 
 
@@ -150,9 +151,9 @@ class Int8Head(LanguageHead):
 def quantised(network: Network, sample: Tensor, *, source: Tensor | None = None) -> Network:
     """A copy of a network whose linear layers and output matrix compute in 8 bits; embeddings and norms are shared.
 
-    A few columns of a layer's input are far larger than the others; they are shared out to extra columns (Zhao et al. 2019,
-    "outlier channel splitting"), the sample shows which. Where one digit of eight bits still says too little about the
-    rest, layers of that kind are given a second one instead. (Balancing the outliers against the weights, as SmoothQuant
+    In some layers a few columns of the input are far larger than the others, and one digit of eight bits says too little
+    about the rest: the sample shows where. Large columns are shared out to extra ones (Zhao et al. 2019, "outlier channel
+    splitting"); where that is not enough, layers of that kind are given a second digit instead. (Balancing the outliers against the weights, as SmoothQuant
     does, was tried: what the sample does not show, such as the first token of a conversation, then breaks.)
 
     Args:
@@ -172,16 +173,17 @@ def quantised(network: Network, sample: Tensor, *, source: Tensor | None = None)
     shared = {id(p): p for p in network.parameters()} | {id(b): b for b in network.buffers()}
     copied = copy.deepcopy(network, shared)
     linear = {name: module for name, module in copied.named_modules() if isinstance(module, nn.Linear)}
+    needs: dict[str, int] = {}  # of each kind of layer: nothing, shared columns, or a second digit
     shares = {name: _shares(inputs[name]) for name in linear if name in inputs}
-    fine = {
-        _kind(name)
-        for name, module in linear.items()
-        if name not in shares or _needs_two(module.weight, inputs[name], shares[name])
-    }
+    for name, module in linear.items():
+        of_layer = _need(module.weight, inputs[name], shares[name]) if name in inputs else _DIGIT
+        needs[_kind(name)] = max(needs.get(_kind(name), _NOTHING), of_layer)
     for name, module in linear.items():
         owner, _, place = name.rpartition(".")
-        two = _kind(name) in fine
-        rounded = Int8Linear(module.weight, module.bias, fine=two, shares=None if two else shares[name])
+        need = needs[_kind(name)]
+        rounded = Int8Linear(
+            module.weight, module.bias, fine=need == _DIGIT, shares=shares[name] if need == _SHARES else None
+        )
         setattr(copied.get_submodule(owner), place, rounded)
     if isinstance(copied.head, LanguageHead):
         copied.head = Int8Head(copied.head)
@@ -204,13 +206,16 @@ def _shares(inputs: Tensor) -> Tensor:
     return shares
 
 
-def _needs_two(weight: Tensor, inputs: Tensor, shares: Tensor) -> bool:
-    """Whether one digit of what is fed to a layer is too coarse, by a sample of that."""
+def _need(weight: Tensor, inputs: Tensor, shares: Tensor) -> int:
+    """The least with which a sample of what is fed to a layer comes out fine enough."""
     matrix = weight.detach().float()[:: max(1, len(weight) // _JUDGED)]
     exact = inputs @ matrix.T
-    rounded = product(inputs, pack(matrix, shares=shares))
-    error = (rounded - exact).square().sum(dim=1) / exact.square().sum(dim=1).clamp_min(_FLOOR)
-    return bool(error.mean() > _COARSE)
+    size = exact.square().sum(dim=1).clamp_min(_FLOOR)
+    for need, packed in ((_NOTHING, pack(matrix)), (_SHARES, pack(matrix, shares=shares))):
+        error = (product(inputs, packed) - exact).square().sum(dim=1) / size
+        if error.mean() <= _COARSE:
+            return need
+    return _DIGIT
 
 
 def _inputs(network: Network, sample: Tensor, source: Tensor | None) -> dict[str, Tensor]:
