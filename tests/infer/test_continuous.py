@@ -142,11 +142,15 @@ def test_a_long_prompt_does_not_hold_up_those_who_write(make_network: Make) -> N
 
 
 def test_several_prompts_share_a_chunk(make_network: Make) -> None:
-    engine = Engine(make_network("gpt2-mini"), slots=4, chunk=10)
+    engine = Engine(make_network("gpt2-mini"), slots=8, chunk=5)
     for place in range(4):
         engine.submit(Request((place, 1, 2), id=place))
-    assert sorted(event.request for event in engine.step()) == [0, 1, 2]
+    assert sorted(event.request for event in engine.step()) == [0, 1, 2]  # nobody writes: 10 tokens are read
     assert (engine.active, engine.reading) == (3, 1)
+    for place in range(4, 7):
+        engine.submit(Request((place, 1, 2), id=place))
+    assert sorted({event.request for event in engine.step()} - {0, 1, 2}) == [3, 4]
+    assert (engine.active, engine.reading) == (5, 2)  # beside those who write 5: the rest of one prompt, and the next
 
 
 @pytest.mark.parametrize("when", [0, 1, 2, 4])

@@ -153,7 +153,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.load((folder / "recipe.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        values = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}
