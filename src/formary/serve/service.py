@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from formary.errors import FormaryError, RequestError
-from formary.infer.engine import Engine
+from formary.infer.engine import Engine, Request
 from formary.infer.loaded import Model, load
 from formary.infer.stepper import writes
 from formary.model.heads import LanguageHead
@@ -148,6 +148,8 @@ class Service:
                 text_decoder=model.text_decoder,
                 prefix_cache_tokens=settings.prefix_cache_tokens if model.config.encoder is None else 0,
             )
+            if model.config.encoder is None:  # what is loaded and made at first use does not wait for the first client
+                list(make().generate([Request((0,), max_tokens=2)]))
         _ = model.tokenizer.token_bytes  # made once, before threads share it
         worker = Worker(name, model, self.turns, queue_tokens=settings.max_queue, engine=make)
         served = Served(name, model, worker, base=base)
