@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from formary.errors import FormaryError
-from formary.train.processes import silent
+from formary.train.processes import end, silent
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Commands(TyperGroup):
             stopped = error.exit_code == 130  # by the user: no error
             if not silent(error):
                 print(error if stopped else f"error: {error}", file=sys.stderr)
+            end(error.exit_code)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             if not silent():

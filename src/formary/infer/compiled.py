@@ -69,7 +69,7 @@ def build(*parts: between.Part) -> None:
     Raises:
         NotCompiled: there is no C++ compiler, or it failed; says why.
     """
-    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+    if not compiler():
         raise NotCompiled("there is no C++ compiler: install g++ (Debian and Ubuntu: apt install g++)")
     wanted = {_file(part): part for part in parts}
     with tempfile.TemporaryDirectory(prefix="formary-compile-") as scratch:
@@ -90,6 +90,11 @@ def build(*parts: between.Part) -> None:
         finally:
             for _, _, process in running:
                 process.kill()
+
+
+def compiler() -> str | None:
+    """The C++ compiler that would be used."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 def cache_folder() -> Path:

@@ -194,6 +194,18 @@ def silent(error: FormaryError | None = None) -> bool:
     return False
 
 
+def end(code: int) -> None:
+    """End this process at once, if it is still connected to others; else do nothing.
+
+    At an orderly end the threads of a connection that was left in the middle would abort it.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if "RANK" in os.environ and distributed is not None and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def start(arguments: Sequence[str], count: int) -> int:
     """Run `formary ARGUMENTS` in `count` processes on this machine, by torchrun's own launcher; returns the exit code.
 
