@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from formary.errors import FormaryError
+from formary.errors import FormaryError, RequestError
 from formary.infer.answers import rows_of, searching
 from formary.infer.engine import Engine, EngineStatistics, Event, NotFinite, Request
 from formary.infer.loaded import Model
@@ -97,6 +97,18 @@ class WorkerState:
     reading: int = 0
     free: int = 0
     statistics: EngineStatistics = field(default_factory=EngineStatistics)
+
+
+def _unwritable(request: Request) -> FormaryError:
+    """Why no token could be chosen: what the request asks for may leave none; else the model's numbers are none."""
+    asked = request.settings
+    penalised = asked.repetition_penalty != 1 or asked.frequency_penalty != 0 or asked.presence_penalty != 0
+    if penalised or request.constraint is not None:
+        return RequestError(
+            "no token can be chosen with these penalties or this format of the answer; give milder ones "
+            "(if it fails without them too, the model's weights are damaged)"
+        )
+    return NotFinite()
 
 
 class Worker:
@@ -267,8 +279,10 @@ class Worker:
         if job is None:  # its client left during the step
             return
         if event.finish == "error":
-            log.error("model %s failed to write: %s", self.name, NotFinite())
-            deliveries.append((job, NotFinite()))
+            assert job.request is not None
+            error = _unwritable(job.request)
+            log.error("model %s failed to write: %s", self.name, error)
+            deliveries.append((job, error))
         else:
             deliveries.append((job, event))
         if event.finish is not None:
