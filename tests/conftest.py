@@ -14,6 +14,12 @@ _PRESETS = {"causal_lm": "gpt-mini", "masked_lm": "bert-mini", "denoise": "seq2s
 _PROMPTS = {"causal_lm": ["the cat"], "masked_lm": ["the c[MASK]t sat"], "denoise": ["the cat<extra_id_0> a mat"]}
 
 
+@pytest.fixture(scope="session")
+def words():
+    """The words of the little language."""
+    return list(_WORDS)
+
+
 class Place:
     """A folder with text.txt and recipe.yaml; `run` runs it there."""
 

@@ -12,29 +12,6 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "while",
-    "one",
-    "dog",
-    "ran",
-    "after",
-    "two",
-    "birds",
-    "and",
-    "they",
-    "flew",
-    "away",
-    "over",
-    "his",
-    "old",
-    "house",
-]
 RECIPE = """
 name: tiny
 data: {sources: [corpus], documents: line, tokenizer: {kind: characters}}
@@ -47,12 +24,12 @@ machine: {precision: float32}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, words):
     folder = tmp_path_factory.mktemp("run")
     (folder / "corpus").mkdir()
     rng = np.random.default_rng(0)
     for number in range(4):
-        rows = [{"text": " ".join(rng.choice(WORDS, 20)) + "."} for _ in range(60)]
+        rows = [{"text": " ".join(rng.choice(words, 20)) + "."} for _ in range(60)]
         (folder / "corpus" / f"part-{number:05d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder

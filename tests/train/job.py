@@ -20,29 +20,8 @@ from formary.train.loop import train
 from formary.train.machine import Runtime
 from formary.train.processes import ALONE, Processes, joined
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "while",
-    "one",
-    "dog",
-    "ran",
-    "after",
-    "two",
-    "birds",
-    "and",
-    "they",
-    "flew",
-    "away",
-    "over",
-    "his",
-    "old",
-    "house",
-]
+_SENTENCE = "the cat sat on a mat while one dog ran after two birds and they flew away over his old house"
+WORDS = _SENTENCE.split()
 PRESETS = {"causal_lm": "gpt-mini", "denoise": "seq2seq-mini", "classify": "bert-mini"}
 
 

@@ -20,38 +20,15 @@ from formary.train.loop import Interrupted, gradient, total_steps, train
 from formary.train.machine import Runtime
 
 CPU = Runtime(device=torch.device("cpu"), precision="float32", threads=1)
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "while",
-    "one",
-    "dog",
-    "ran",
-    "after",
-    "two",
-    "birds",
-    "and",
-    "they",
-    "flew",
-    "away",
-    "over",
-    "his",
-    "old",
-    "house",
-]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, words):
     """Shards of a little language for every task, and a way to make its recipe."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for split, count in (("train", 120), ("validation", 20)):
-        texts = [" ".join(rng.choice(WORDS, 30)) + ".\n" for _ in range(count)]
+        texts = [" ".join(rng.choice(words, 30)) + ".\n" for _ in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return folder
 

@@ -36,6 +36,7 @@ class KVCache:
         slots: sequences held at once.
         context: most tokens of one sequence.
         memory_context: most encoder positions of one sequence; 0 without cross-attention.
+        exact: count keys by `rounded_exactly`, also where all rows begin.
     """
 
     def __init__(
@@ -45,16 +46,18 @@ class KVCache:
         slots: int,
         context: int,
         memory_context: int = 0,
+        exact: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self.slots = slots
         self.context = context
-        self.exact = False  # keys are counted by `rounded_exactly`, also where all rows begin
+        self._exact = exact
+        self._counted = rounded_exactly if exact else rounded
         self.lengths = [0] * slots
         self.memory_lengths = [0] * slots
         self._always_mask = config.position == "relative_bias"
-        self._capacity, memory_capacity = rounded_exactly(context + 1), rounded(memory_context)
+        self._capacity, memory_capacity = self._counted(context + 1), rounded(memory_context)
         shape = (slots, config.kv_head_count, self._capacity, config.q_head_width)
         self.keys = [zeros(shape, dtype, device) for _ in range(config.layers)]
         self.values = [zeros(shape, dtype, device) for _ in range(config.layers)]
@@ -95,9 +98,8 @@ class KVCache:
             torch.arange(self._start, self._stop, device=self._device)[:, None, None] * len(self._heads) + self._heads
         )
         self._places = (rows * self._capacity + new.clamp(max=self._capacity - 1)[:, None, :]).flatten()
-        longest = max(length + count for length, count in zip(lengths, counts))
-        self._end = rounded_exactly(longest) if self.exact else rounded(longest)
-        if fresh and not self.exact:
+        self._end = self._counted(max(length + count for length, count in zip(lengths, counts)))
+        if fresh and not self._exact:
             self._end = seq
             return new, causal_mask(new, seq) if self._always_mask else None, self._memory_mask()
         return new.clamp(max=self.context - 1), causal_mask(new, self._end), self._memory_mask()

@@ -127,6 +127,7 @@ def _description(part: between.Part) -> dict[str, Any]:
     return {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
 
 
+@cache
 def _loaded(file: Path) -> Call:
     # Not torch._inductor.aoti_load_package: that imports the whole compiler, and its call takes longer than the code.
     run = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1).run

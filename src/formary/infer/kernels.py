@@ -95,13 +95,9 @@ def multiply(digits: Tensor, weight: torch.ScriptObject) -> Tensor:
     return _operator()(digits, 1.0, half_range() + 1, weight)
 
 
-def _multiply(vectors: Tensor, scale: float, zero: int, weight: torch.ScriptObject) -> Tensor:
-    """vectors / scale, rounded and offset into a byte, times the matrix: exact integer sums, as float32."""
-    return _operator()(vectors, scale, zero, weight)
-
-
 @cache
 def _operator() -> Callable[[Tensor, float, int, torch.ScriptObject], Tensor]:
+    """(vectors / scale, rounded and offset into a byte) times the matrix: exact integer sums, as float32."""
     operator = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     # Called as an overload it first looks through its arguments for subclasses, which takes longer than the rest of a call.
     found: Callable[[Tensor, float, int, torch.ScriptObject], Tensor] = getattr(operator, "_op", operator)
@@ -112,7 +108,7 @@ def _operator() -> Callable[[Tensor, float, int, torch.ScriptObject], Tensor]:
 def half_range() -> int:
     """The largest activation: 127, or 63 on processors that add products of bytes in 16 bits, where 127 overflows."""
     packed = pack(torch.full((16, 64), 127.0))
-    sums = _multiply(torch.ones(1, 64), 1 / 127, 128, packed.weight)
+    sums = _operator()(torch.ones(1, 64), 1 / 127, 128, packed.weight)
     return 127 if torch.allclose(sums, torch.full((1, 16), 127.0 * 64), rtol=1e-3) else 63
 
 
@@ -153,8 +149,9 @@ def quantised(network: Network, sample: Tensor, *, source: Tensor | None = None)
 
     In some layers a few columns of the input are far larger than the others, and one digit of eight bits says too little
     about the rest: the sample shows where. Large columns are shared out to extra ones (Zhao et al. 2019, "outlier channel
-    splitting"); where that is not enough, layers of that kind are given a second digit instead. (Balancing the outliers against the weights, as SmoothQuant
-    does, was tried: what the sample does not show, such as the first token of a conversation, then breaks.)
+    splitting"); where that is not enough, layers of that kind are given a second digit instead. (Balancing the outliers
+    against the weights, as SmoothQuant does, was tried: what the sample does not show, such as the first token of a
+    conversation, then breaks.)
 
     Args:
         sample: real token ids (1, seq), or whatever the network reads; some hundreds of positions are enough.

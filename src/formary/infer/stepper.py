@@ -49,12 +49,12 @@ class Stepper:
             slots=slots,
             context=self.context,
             memory_context=self.source_context,
+            exact=fits(network),
             dtype=weight.dtype,
             device=weight.device,
         )
         self.device = weight.device
         self._fused = FusedDecoder(network, self.cache) if fits(network) else None
-        self.cache.exact = self._fused is not None
 
     @torch.inference_mode()
     def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:

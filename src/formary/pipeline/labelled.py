@@ -35,18 +35,15 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
     """
     from formary.data import tokenizer
     from formary.errors import RecipeError
-    from formary.pipeline.model import describer, generation_defaults, save_model, say_model
+    from formary.pipeline.learning import learn, merge
+    from formary.pipeline.model import generation_defaults, save_model, say_model
     from formary.pipeline.private import private_facts, private_training
-    from formary.pipeline.resuming import checkpoint_folder
-    from formary.pipeline.seeing import seeing
     from formary.tasks.protocol import ReferringTask
     from formary.tasks.reading import RowBatches, in_batches
-    from formary.train.loop import train
-    from formary.train.lora import save_adapter
     from formary.train.machine import runtime
     from formary.train.privacy import one_of_each
     from formary.train.settled import settle
-    from formary.train.tuning import finish, prepare, trainable_count
+    from formary.train.tuning import prepare, trainable_count
 
     recipe, settled = context.recipe, runtime(context.recipe.machine)
     if kind.answers == "texts":
@@ -94,31 +91,22 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
             )
         draw = one_of_each(examples, len(rows))
         private, batches = private_training(context, network, settings, rows=len(rows), draw=draw, collate=task.collate)
-    with seeing(context) as seen:
-        progress = (context.trainer or train)(
-            task.loss,
-            network,
-            batches=batches,
-            validation=(lambda: in_batches(task, validation)) if validation else None,
-            settings=settings,
-            runtime=settled,
-            run=context.folder,
-            checkpoints=checkpoint_folder(context),
-            console=context.console,
-            score=_score(task, validation_rows[:_SCORED_ROWS], settled) if recipe.train.best == "metric" else None,
-            describe=describer(words),
-            spikes=None if private else recipe.spikes,
-            compiled=recipe.machine.compile,
-            watch=context.watch,
-            private=private,
-            seeing=seen,
-        )
+    progress = learn(
+        context,
+        task.loss,
+        network,
+        words,
+        batches=batches,
+        validation=(lambda: in_batches(task, validation)) if validation else None,
+        settings=settings,
+        runtime=settled,
+        private=private,
+        score=_score(task, validation_rows[:_SCORED_ROWS], settled) if recipe.train.best == "metric" else None,
+    )
     told = private_facts(private)
     if not context.processes.leads:
         return progress.seconds_before
-    if recipe.train.tune.method == "lora":
-        save_adapter(context.folder / "adapter", network, recipe.train.tune, base=str(recipe.model.start))
-    finish(network)
+    merge(context, network)
     if hasattr(task, "finish"):
         task.finish(network)
     generation = generation_defaults(recipe)

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 from formary import durable
 from formary.pipeline.context import Context, open_tokens
 from formary.pipeline.model import (
-    describer,
     generation_defaults,
     loaded_start,
     save_model,
     say_model,
 )
-from formary.pipeline.resuming import checkpoint_folder
 from formary.recipe.schema import Recipe, Train
 
 if TYPE_CHECKING:
@@ -34,14 +32,13 @@ def train_text(context: Context) -> float:
         seconds of training before this go, as every train stage.
     """
     from formary.errors import RecipeError
+    from formary.pipeline.learning import learn, merge
     from formary.pipeline.private import private_facts, private_training
-    from formary.pipeline.seeing import seeing
     from formary.tasks.causal_lm import CausalLM
-    from formary.train.loop import TokenBytes, train
-    from formary.train.lora import save_adapter
+    from formary.train.loop import TokenBytes
     from formary.train.machine import runtime
     from formary.train.settled import settle
-    from formary.train.tuning import finish, prepare, trainable_count
+    from formary.train.tuning import prepare, trainable_count
 
     recipe = context.recipe
     if recipe.train.tune.method != "full" and recipe.model.start is None:
@@ -84,34 +81,25 @@ def train_text(context: Context) -> float:
             draw=task.document_draws(training),
             collate=task.collate_documents,
         )
-    with seeing(context) as seen:
-        progress = (context.trainer or train)(
-            task.loss,
-            network,
-            batches=batches,
-            validation=(lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens))
-            if validation.tokens > 1
-            else None,
-            settings=settings,
-            runtime=settled,
-            run=context.folder,
-            checkpoints=checkpoint_folder(context),
-            console=context.console,
-            token_bytes=TokenBytes(training.bytes_per_token, validation.bytes_per_token) if task.covers_text else None,
-            sample=sampler(context, tokenizer),
-            describe=describer(tokenizer),
-            spikes=None if private else recipe.spikes,
-            compiled=recipe.machine.compile,
-            watch=context.watch,
-            private=private,
-            seeing=seen,
-        )
+    progress = learn(
+        context,
+        task.loss,
+        network,
+        tokenizer,
+        batches=batches,
+        validation=(lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens))
+        if validation.tokens > 1
+        else None,
+        settings=settings,
+        runtime=settled,
+        private=private,
+        token_bytes=TokenBytes(training.bytes_per_token, validation.bytes_per_token) if task.covers_text else None,
+        sample=sampler(context, tokenizer),
+    )
     told = private_facts(private)
     if not context.processes.leads:
         return progress.seconds_before
-    if recipe.train.tune.method == "lora":
-        save_adapter(context.folder / "adapter", network, recipe.train.tune, base=str(recipe.model.start))
-    finish(network)
+    merge(context, network)
     save_model(context, network, tokenizer, progress, generation=generation_defaults(recipe), told=told)
     return progress.seconds_before
 
