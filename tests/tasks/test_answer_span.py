@@ -45,7 +45,7 @@ def pointed(task, examples, network=None):
     """The answers of a model that is certain of the examples' targets."""
     found = []
     for example in examples:
-        scores = np.zeros((len(example.tokens), 2))
+        scores = np.zeros((len(example.inputs), 2))
         scores[example.target[0], 0] = scores[example.target[1], 1] = 20.0
         found.append((example.memory, scores))
     return found
@@ -116,7 +116,7 @@ def test_windows_and_offsets_round_trip(data):
     one = {"question": "ab", "context": context, "answers": [{"text": answer, "answer_start": begin}]}
     task = data.draw(st.sampled_from(WINDOWED))
     examples = task.examples([one], targets=True)
-    assert max(len(example.tokens) for example in examples) <= task.context
+    assert max(len(example.inputs) for example in examples) <= task.context
     assert sum(example.target != (0, 0) for example in examples) >= 1
     found = task._answer(context, pointed(task, [example for example in examples if example.target != (0, 0)]))
     assert (found["answer"], found["start"], found["end"]) == (answer, begin, begin + len(answer))

@@ -57,7 +57,7 @@ def learned_texts(task, row):
     found = []
     for example in task.examples([row], targets=True):
         edges = np.flatnonzero(np.diff(example.target.astype(np.int8))) + 1
-        stretches = zip(np.split(example.tokens, edges), np.split(example.target, edges), strict=True)
+        stretches = zip(np.split(example.inputs, edges), np.split(example.target, edges), strict=True)
         found += [task.tokenizer.decode(stretch) for stretch, learned in stretches if learned[0]]
     return found
 
@@ -70,11 +70,11 @@ def test_the_loss_is_on_answers_and_their_end_alone(special, end):
     assert learned_texts(task, ROWS[2]) == [f"c{end}"]
     (example,) = task.examples(ROWS[:1], targets=True)
     text = render(task.template, ROWS[0]["messages"], add_generation_prompt=False, **task.variables)
-    assert task.tokenizer.decode(example.tokens) == text
+    assert task.tokenizer.decode(example.inputs) == text
     batch = task.collate([example])
     scored = batch["targets"][0] != IGNORED
-    assert batch["targets"][0][scored].tolist() == example.tokens[example.target].tolist()
-    assert batch["tokens"][0].tolist() == example.tokens[:-1].tolist()  # one place apart
+    assert batch["targets"][0][scored].tolist() == example.inputs[example.target].tolist()
+    assert batch["tokens"][0].tolist() == example.inputs[:-1].tolist()  # one place apart
     assert task.ends[0] == task.tokenizer.vocab[end]
 
 
@@ -89,8 +89,8 @@ def test_the_prompt_of_each_answer_is_the_prompt_that_the_model_is_given(content
             prompt = list(task.prompt_tokens({"messages": messages[: place + whole_turns]}, "row 1"))
             last = len(example.target) - 1 - example.target[::-1].argmax()
             first = last - example.target[: last + 1][::-1].argmin() + 1
-            assert example.tokens[:first].tolist() == prompt
-            said = task.tokenizer.decode(example.tokens[first : last + 1])
+            assert example.inputs[:first].tolist() == prompt
+            said = task.tokenizer.decode(example.inputs[first : last + 1])
             assert said == message["content"] + "<|im_end|>"
 
 
@@ -111,7 +111,7 @@ def test_masks_are_those_of_transformers(tmp_path):
             found = theirs.apply_chat_template(
                 row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
             )
-            assert example.tokens.tolist() == found["input_ids"]
+            assert example.inputs.tolist() == found["input_ids"]
             assert example.target.tolist() == [bool(mask) for mask in found["assistant_masks"]]
 
 
@@ -162,7 +162,7 @@ def test_what_is_too_long_is_cut_left_out_and_counted():
     task = made(context=64)
     cut, nothing = talk("say a", "a" * 90), talk("a" * 90, "b")
     (example,) = task.examples([cut, nothing], targets=True)
-    assert len(example.tokens) == 64 and example.row == 0 and example.target[-1]
+    assert len(example.inputs) == 64 and example.row == 0 and example.target[-1]
     said = task.notes()
     assert (
         said[0]

@@ -101,7 +101,7 @@ def test_a_pair_is_read_with_types_and_the_longer_text_is_cut_first():
     rows = [{"text": "good", "text_pair": "bad " * 20, "label": n % 2} for n in range(4)]
     task = made(rows, context=16)
     (example, *_) = task.examples(rows, targets=True)
-    assert len(example.tokens) == 16
+    assert len(example.inputs) == 16
     assert example.types.tolist() == [0] * 6 + [1] * 10
     assert task.notes() == [
         "4 texts were longer than the context of 16 tokens and cut to it; raise train.context to keep more"

@@ -69,8 +69,8 @@ def test_words_become_the_tokens_of_running_text_in_every_tokenizer(kind, rows):
         "".join(rows[0]["tokens"]) if rows is CHINESE else " ".join(rows[0]["tokens"])
     )
     (example, *_) = task.examples(rows, targets=True)
-    assert example.tokens.tolist() == spaced.ids
-    names = [task.tokenizer.backend.id_to_token(int(example.tokens[place])) for place in example.memory]
+    assert example.inputs.tolist() == spaced.ids
+    names = [task.tokenizer.backend.id_to_token(int(example.inputs[place])) for place in example.memory]
     assert len(names) == len(rows[0]["tokens"])
     if kind == "characters":
         assert names == [word[0] for word in rows[0]["tokens"]]
@@ -80,7 +80,7 @@ def test_words_become_the_tokens_of_running_text_in_every_tokenizer(kind, rows):
 def test_a_decoder_reads_a_word_from_its_last_token():
     task = made(ROWS, preset="gpt-mini")
     (example, *_) = task.examples(ROWS, targets=True)
-    names = [task.tokenizer.backend.id_to_token(int(example.tokens[place])) for place in example.memory]
+    names = [task.tokenizer.backend.id_to_token(int(example.inputs[place])) for place in example.memory]
     assert names == ["n", "e", "s", "e"]
 
 
@@ -98,7 +98,7 @@ def test_every_word_of_a_long_sentence_gets_its_tag_once(learned):
     rows = [{"tokens": ROWS[0]["tokens"] * 9, "tags": ROWS[0]["tags"] * 9}, ROWS[1]]
     task = made(rows, context=24)
     examples = task.examples(rows, targets=True)
-    assert len(examples) > 5 and max(len(example.tokens) for example in examples) <= 24
+    assert len(examples) > 5 and max(len(example.inputs) for example in examples) <= 24
     targets = np.concatenate([example.target for example in examples if example.row == 0])
     assert [task.labels[number] for number in targets] == rows[0]["tags"]
     assert "1 sentence was longer than the context of 24 tokens and read in overlapping windows" in task.notes()

@@ -125,8 +125,8 @@ def test_long_texts_are_cut_and_counted_and_a_cut_target_does_not_end(preset_nam
     task = made(preset_name, context=12, longest_target=6)
     (example,) = task.examples([{"source": "the dog and the cat", "target": "le chien"}], targets=True)
     assert len(example.target) == 6 and task.tokenizer.eos_id not in example.target
-    assert len(example.tokens) == source_kept + (preset_name == "gpt-mini")
-    assert example.tokens[-1] == task.tokenizer.eos_id
+    assert len(example.inputs) == source_kept + (preset_name == "gpt-mini")
+    assert example.inputs[-1] == task.tokenizer.eos_id
     said = task.notes()
     assert said[0].startswith(f"1 source was longer than {source_kept} tokens and cut to them; raise train.context")
     assert said[1].startswith("1 target was longer than 6 tokens and cut to them; raise train.objective.longest_target")

@@ -25,8 +25,8 @@ from formary.data.augment import Augmenter
 from formary.data.clean import Cleaner, batches
 from formary.data.duplicates import NearDuplicates, exact_key
 from formary.data.parts import read_parts, remove_parts, source_of, write_parts
-from formary.data.records import Row, RowForm, label_names
-from formary.data.split import PARTS, Part, assign, by_order, dealt, unit_of
+from formary.data.records import Part, Row, RowForm, label_names
+from formary.data.split import PARTS, assign, by_order, dealt, unit_of
 from formary.errors import DataError, RecipeError
 from formary.recipe import schema
 
@@ -84,11 +84,14 @@ def write_documents(
     with ExitStack() as stack:
         sinks = {part: stack.enter_context(_sink(folder / f"{part}.jsonl")) for part in PARTS}
         for given in inputs[1:]:
-            for row in given.rows(report):
+            for _, row in given.gathered(report):
                 sinks[given.part].write(row)
             given.check_some_rows_stayed()
         sources = inputs[0]
-        if split.by == "order":
+        if form.gather is not None:
+            for part, row in sources.gathered(report, split):
+                sinks[part].write(row)
+        elif split.by == "order":
             _write_by_order(sources, split, sinks, folder, report)
         elif split.folds is not None:
             _write_by_fold(sources, split, sinks, folder, report)
@@ -156,6 +159,14 @@ class _Input:
 
     def rows(self, report: Callable[[], None]) -> Iterator[Row]:
         return self.cleaner.clean(self._reported(report))
+
+    def gathered(self, report: Callable[[], None], split: schema.Split | None = None) -> Iterator[tuple[Part, Row]]:
+        """The task's rows and their parts, where it makes them of many; without a split all are of this input's part."""
+        if self.form.gather is None:
+            yield from ((self.part, row) for row in self.rows(report))
+            return
+        for part, row in self.form.gather(self.rows(report), split):
+            yield part, self.form.with_text(row)
 
     def is_one_text(self) -> bool:
         """Whether the rows are one text, if need be in pieces: then a split by order may cut anywhere."""

@@ -7,9 +7,13 @@ shapes (tokens and tags, questions with contexts, conversations) it is composed 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from formary.recipe.schema import Split
+
+Part = Literal["train", "validation", "test"]
 
 
 @dataclass(slots=True)
@@ -46,6 +50,10 @@ class RowForm:
         beside: columns that belong to the text where a row has them, such as the second text of a pair: rows of the same
             text are no duplicates when these differ.
         telling: columns without which a row is another task's: it is left out and counted, not refused.
+        alike: whether rows of nearly the same text are nearly the same rows; not where the text only names a picture or such.
+        gather: makes the task's rows of many that were read (the events of a user, the points of a series) and says to which
+            part each belongs: from rows and the split of the recipe, or None where all are of one part, whose name then
+            does not matter. `columns` are those of the rows read.
         check: refuses (DataError) a row whose answer cannot be learned, given its values and its place in the file.
     """
 
@@ -53,6 +61,8 @@ class RowForm:
     text: Callable[[Mapping[str, Any]], str] | None = None
     beside: tuple[str, ...] = ()
     telling: tuple[str, ...] = ()
+    alike: bool = True
+    gather: Callable[[Iterator[Row], Split | None], Iterator[tuple[Part, Row]]] | None = None
     check: Callable[[Mapping[str, Any], str], object] | None = None
 
     @property

@@ -14,11 +14,10 @@ from typing import Literal
 import xxhash
 
 from formary.data.duplicates import exact_key
-from formary.data.records import Row
+from formary.data.records import Part, Row
 from formary.errors import DataError
 from formary.recipe import schema
 
-Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 

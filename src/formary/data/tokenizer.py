@@ -26,7 +26,7 @@ from formary.data.tokenizer_files import read_files
 from formary.data.vocabulary import trained
 from formary.recipe import schema
 
-__all__ = ["ROLES", "IntArray", "StreamDecoder", "Tokenizer", "is_cjk", "load", "train"]
+__all__ = ["ROLES", "IntArray", "StreamDecoder", "Tokenizer", "is_cjk", "load", "train", "wordless"]
 
 IntArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -217,6 +217,11 @@ def train(texts: Iterable[str], recipe: schema.Tokenizer, *, task: str) -> Token
         DataError: there is no text.
     """
     return Tokenizer(*trained(texts, recipe, task=task))
+
+
+def wordless() -> Tokenizer:
+    """The tokenizer of what reads no words (pictures, series): a vocabulary of nothing."""
+    return Tokenizer(tokenizers.Tokenizer(models.WordLevel({}, unk_token="")))
 
 
 def load(path: Path | str) -> Tokenizer:

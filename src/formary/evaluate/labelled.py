@@ -104,7 +104,10 @@ def headline(task: LabelledTask, rows: Sequence[Row], answers: Answers) -> tuple
 
 
 def near_training(task: LabelledTask, training: Sequence[Row], rows: Sequence[Row], threshold: float) -> list[int]:
-    """The numbers of the rows whose text is nearly that of a training row."""
+    """The numbers of the rows whose text is nearly that of a training row; the same, where `form.alike` is False."""
+    if not task.form.alike:
+        known = {_key(task, row) for row in training}
+        return [number for number, row in enumerate(rows) if _key(task, row) in known]
     index = NearDuplicates(threshold)
     for start in range(0, len(training), 1000):
         index.add([_key(task, row) for row in training[start : start + 1000]])

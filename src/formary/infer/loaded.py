@@ -249,7 +249,7 @@ class Model:
         from formary.tasks.registry import labelled_task
 
         heads = {"classify": "classify", "tag": "tag", "span": "answer_span", "choice": "multiple_choice"}
-        if isinstance(self.network, Encoder) and self.config.image_size is None:
+        if isinstance(self.network, Encoder) and self.config.reads_text:
             heads["none"] = "embed"  # a backbone alone, as sentence-transformers keeps it
         name = self.formary.get("task") or heads.get(self.config.head)
         kind = labelled_task(name) if name else None
@@ -344,7 +344,9 @@ def load(path: str | Path, *, precision: str = "float32") -> Model:
     from formary.hub import checkpoint
 
     loaded = checkpoint.load(path)
-    if loaded.tokenizer is None:
+    if not loaded.config.vocab_size:
+        words = tokenizer.wordless()
+    elif loaded.tokenizer is None:
         words = tokenizer.load(loaded.folder)
     else:  # a GGUF file has its tokenizer inside
         template = loaded.chat_template

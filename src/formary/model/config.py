@@ -17,6 +17,7 @@ NormPosition = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
+Embedder = Literal["tokens", "patches"]
 Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice"]
 Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit"]
 
@@ -142,7 +143,8 @@ class ModelConfig:
     problem: Literal["single", "multi", "regression"] = "single"
     pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence
     pooler_activation: Literal["tanh", "relu"] = "tanh"
-    image_size: int | None = None
+    embedder: Embedder = "tokens"  # what turns the input into vectors; of an encoder-decoder, its encoder's
+    image_size: int | None = None  # side of a square picture in pixels, as are those of its patches
     patch_size: int | None = None
     channels: int = 3
     initialisation: Initialisation = "gpt2"
@@ -158,7 +160,9 @@ class ModelConfig:
             )
         if self.topology == "encoder_decoder" and not self.transformer.cross_attention:
             raise RecipeError("the decoder of an encoder_decoder needs cross_attention: true")
-        if self.vocab_size < 1 and self.image_size is None:
+        if self.image_size is not None:
+            object.__setattr__(self, "embedder", "patches")
+        if self.vocab_size < 1 and self.reads_text:
             raise RecipeError(f"vocab_size {self.vocab_size} must be at least 1")
         object.__setattr__(self, "labels", tuple(self.labels))
         unfit = self.topology == "encoder_decoder" or not self.labels or len(set(self.labels)) < len(self.labels)
@@ -166,6 +170,11 @@ class ModelConfig:
             raise RecipeError(f"a {self.head} head needs an encoder or decoder, and labels, each once: {self.labels}")
         if self.topology == "decoder" and self.pooling == "first":  # which has seen nothing but itself
             object.__setattr__(self, "pooling", "last")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it reads token ids (of words, items, colours), so that it has a vocabulary and a tokenizer."""
+        return self.embedder == "tokens"
 
     @property
     def labelled(self) -> bool:

@@ -1,11 +1,13 @@
-"""Embedders: from token ids or pixels to the vectors a Transformer reads.
+"""Embedders: from token ids, pixels or other things to the vectors a Transformer reads.
 
-One class per modality; each adds absolute positions where the family has them and the norm and dropout after.
+One class per modality, in `EMBEDDERS` by its name in a config; each adds absolute positions where the family has them and
+the norm and dropout after. All take the batch's input first and give (batch, seq, width).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -54,9 +56,8 @@ class TextEmbedder(nn.Module):
 class PatchEmbedder(nn.Module):
     """Image patches as vectors, after one learned class vector (Dosovitskiy et al. 2021, eq. 1)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
         super().__init__()
-        stack = config.transformer
         assert config.image_size is not None and config.patch_size is not None
         self.dropout = Dropout(stack.dropout)
         self.patches = nn.Conv2d(config.channels, stack.width, config.patch_size, stride=config.patch_size)
@@ -75,3 +76,10 @@ def sinusoids(context: int, width: int) -> Tensor:
     rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
     angles = torch.outer(torch.arange(context, dtype=torch.float32), rates)
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+EMBEDDERS: dict[str, Callable[[ModelConfig, TransformerConfig], nn.Module]] = {
+    "tokens": TextEmbedder,
+    "patches": PatchEmbedder,
+}
+"""By `ModelConfig.embedder`: built from the config and the stack that reads the vectors."""

@@ -5,6 +5,8 @@ A head holds weights only; losses belong to the tasks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,15 @@ class LabelHead(nn.Module):
         """(..., width) -> logits (..., labels)."""
         logits: Tensor = self.output(self.dropout(vectors))
         return logits
+
+
+HEADS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "classify": LabelHead,
+    "tag": LabelHead,
+    "span": LabelHead,
+    "choice": LabelHead,
+}
+"""By `ModelConfig.head`, those that read hidden states or summaries alone; language heads share the token embedding."""
 
 
 class Pooler(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from formary.model.attention import Cache, Rotary
 from formary.model.config import ModelConfig
-from formary.model.embedders import PatchEmbedder, TextEmbedder, sinusoids
-from formary.model.heads import LabelHead, LanguageHead, Pooler, pooled
+from formary.model.embedders import EMBEDDERS, TextEmbedder, sinusoids
+from formary.model.heads import HEADS, LanguageHead, Pooler, pooled
 from formary.model.initialise import initialise
 from formary.model.transformer import Transformer
 
@@ -27,8 +27,8 @@ class Decoder(nn.Module):
         self.config = config
         self.embedder = TextEmbedder(config, config.transformer)
         self.transformer = Transformer(config.transformer)
-        self.head: LanguageHead | LabelHead
-        self.head = LabelHead(config) if config.labelled else LanguageHead(config, self.embedder.tokens)
+        self.head: nn.Module
+        self.head = HEADS[config.head](config) if config.head in HEADS else LanguageHead(config, self.embedder.tokens)
 
     def forward(
         self,
@@ -53,14 +53,10 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedder: nn.Module
-        self.head: LanguageHead | LabelHead | None = LabelHead(config) if config.labelled else None
-        if config.image_size is not None:
-            self.embedder = PatchEmbedder(config)
-        else:
-            text = TextEmbedder(config, config.transformer)
-            self.embedder = text
-            self.head = LanguageHead(config, text.tokens) if config.head in ("linear", "masked") else self.head
+        self.embedder = EMBEDDERS[config.embedder](config, config.transformer)
+        self.head: nn.Module | None = HEADS[config.head](config) if config.head in HEADS else None
+        if config.head in ("linear", "masked") and isinstance(self.embedder, TextEmbedder):
+            self.head = LanguageHead(config, self.embedder.tokens)
         self.transformer = Transformer(config.transformer)
         self.pooler = Pooler(config) if config.pooler else None
         # BERT's second objective: does sentence B follow sentence A? Read from the pooled vector; 1 = it follows.
@@ -82,15 +78,12 @@ class Encoder(nn.Module):
         """Hidden states (batch, seq, width).
 
         Args:
-            inputs: token ids (batch, seq), or pixels (batch, channels, height, width) for an image model.
+            inputs: what its embedder reads: token ids (batch, seq), pixels (batch, channels, height, width), ...
             mask: True at real tokens, (batch, seq); everything when left out.
             types: token types (batch, seq), BERT's sentence A and B.
             first_only: give the first position alone, (batch, 1, width), which costs less.
         """
-        if isinstance(self.embedder, TextEmbedder):
-            vectors = self.embedder(inputs, types=types)
-        else:
-            vectors = self.embedder(inputs)
+        vectors = self.embedder(inputs) if types is None else self.embedder(inputs, types=types)
         return self.transformer(vectors, mask=padding_mask(mask), first_only=first_only)
 
     def summary(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -100,21 +93,29 @@ class Encoder(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Reads one sequence and writes another: BART, T5, Marian. Both sides share the token embedding."""
+    """Reads one sequence and writes another: BART, T5, Marian; captions of pictures.
+
+    Two sides that read tokens share the token embedding.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.encoder is not None
         self.config = config
-        self.embedder = TextEmbedder(config, config.encoder)
+        self.embedder = EMBEDDERS[config.embedder](config, config.encoder)
         self.encoder = Transformer(config.encoder)
-        self.decoder_embedder = TextEmbedder(config, config.transformer, tokens=self.embedder.tokens)
+        shared = self.embedder.tokens if isinstance(self.embedder, TextEmbedder) else None
+        self.decoder_embedder = TextEmbedder(config, config.transformer, tokens=shared)
         self.transformer = Transformer(config.transformer)
-        self.head = LanguageHead(config, self.embedder.tokens)
+        self.head = LanguageHead(config, self.decoder_embedder.tokens)
 
-    def encode(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """The memory (batch, memory_seq, width) of source ids (batch, memory_seq); mask is True at real tokens."""
-        return self.encoder(self.embedder(tokens), mask=padding_mask(mask))
+    def encode(self, inputs: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The memory (batch, memory_seq, width) of what the embedder reads, such as source ids (batch, memory_seq).
+
+        Args:
+            mask: True at real tokens, (batch, memory_seq); everything when left out.
+        """
+        return self.encoder(self.embedder(inputs), mask=padding_mask(mask))
 
     def decode(
         self,

@@ -5,6 +5,7 @@ Only what can be known without the data is looked at: the preset or the config o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,21 @@ def check_model(recipe: Recipe, base: Path) -> None:
     if recipe.model.start is not None:
         if labelled:
             _check_switches(recipe)
-        _check_start(recipe, recipe.model.start, base, fitting)
+        _check_start(recipe, recipe.model.start, base, fitting, getattr(task, "embedder", "tokens"))
         return
     model = recipe.model  # the vocabulary is not known yet and does not matter here
     made = preset(model.preset, vocab_size=1, context=recipe.train.context, size=model.size, switches=model.switches)
+    reads = getattr(task, "embedder", "tokens")
     if getattr(task, "needs_start", False):
         raise RecipeError(
             f"model.start: task {recipe.task} changes a model that writes already, best one that task chat trained; "
             "name its folder"
         )
-    if fitting and made.topology not in fitting:
-        others = [name for name, fields in PRESETS.items() if fields["topology"] in fitting]
+    if made.embedder != reads or (fitting and made.topology not in fitting):
+        others = [name for name, fields in PRESETS.items() if _fits(fields, fitting, reads)]
         raise RecipeError(
-            f"model.preset: task {recipe.task} needs {_listed(fitting)}, and {model.preset} is {_listed([made.topology])}; "
-            f"try {', '.join(others)}"
+            f"model.preset: task {recipe.task} needs {_needed(fitting, reads)}, and {model.preset} is "
+            f"{_needed([made.topology], made.embedder)}; try {', '.join(others)}"
         )
     if labelled and recipe.train.tune.method != "full":
         raise RecipeError(
@@ -96,11 +98,11 @@ def _check_switches(recipe: Recipe) -> None:
             raise RecipeError(f"model.switches.{name}: a loaded model can have only its dropout and pooling switched")
 
 
-def _check_start(recipe: Recipe, start: str, base: Path, fitting: tuple[str, ...]) -> None:
+def _check_start(recipe: Recipe, start: str, base: Path, fitting: tuple[str, ...], reads: str) -> None:
     config = _config(start, base)
-    if config.image_size is not None or (fitting and config.topology not in fitting):
-        kind = "an encoder of images" if config.image_size is not None else _listed([config.topology])
-        raise RecipeError(f"model.start: task {recipe.task} needs {_listed(fitting)}, and {start} is {kind}")
+    if config.embedder != reads or (fitting and config.topology not in fitting):
+        kind = _needed([config.topology], config.embedder)
+        raise RecipeError(f"model.start: task {recipe.task} needs {_needed(fitting, reads)}, and {start} is {kind}")
     if config.context < recipe.train.context:
         raise RecipeError(
             f"train.context: {recipe.train.context} is longer than the {config.context} that {start} can read"
@@ -120,6 +122,15 @@ def _config(start: str, base: Path) -> ModelConfig:
     from formary.hub.checkpoint import config_of
 
     return config_of(path or start)
+
+
+def _fits(fields: Mapping[str, Any], topologies: tuple[str, ...], reads: str) -> bool:
+    return fields.get("embedder", "tokens") == reads and (not topologies or fields["topology"] in topologies)
+
+
+def _needed(topologies: Any, reads: str) -> str:
+    """ "an encoder or a decoder", "an encoder of patches"."""
+    return (_listed(topologies) or "a model") + (f" of {reads}" if reads != "tokens" else "")
 
 
 def _listed(topologies: Any) -> str:

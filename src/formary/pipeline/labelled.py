@@ -74,7 +74,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         network,
         settings=recipe.train,
         batches=lambda numbers: RowBatches(task, examples, numbers),
-        longest=lambda count: task.collate(nlargest(count, examples, key=lambda example: len(example.tokens))),
+        longest=lambda count: task.collate(nlargest(count, examples, key=lambda example: len(example.inputs))),
         cuttable=not getattr(task, "contrasts", False),
         runtime=settled,
         run=context.folder,

@@ -70,9 +70,11 @@ def say_model(context: Context, network: Network, settled: Runtime) -> None:
 
 
 def describer(tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], list[str]]:
-    """A function that gives the text of every sequence of a batch, for what is told of skipped steps."""
+    """A function that gives the text of every sequence of a batch, for what is told of skipped steps; none of what is no text."""
 
     def describe(batch: Mapping[str, Any]) -> list[str]:
+        if "tokens" not in batch:
+            return []
         rows = batch["tokens"].reshape(len(batch["tokens"]), -1)  # several texts of one row come one after another
         return [tokenizer.decode(row.tolist()) for row in rows]
 
@@ -113,7 +115,8 @@ def save_model(
     facts |= {"best_loss": progress.best_loss} if math.isfinite(progress.best_loss) else {}
     with durable.new_folder(context.model) as folder:
         checkpoint.save(folder, network.to("cpu"), generation=generation, formary=facts)
-        tokenizer.save(folder)
+        if tokenizer.vocab_size:
+            tokenizer.save(folder)
 
 
 def generation_defaults(recipe: Recipe) -> dict[str, Any]:

@@ -138,9 +138,12 @@ def _story(context: Context) -> dict[str, Any]:
 
 def _tokenizer_facts(context: Context) -> dict[str, Any]:
     path = context.recipe.data.tokenizer.path or context.recipe.model.start
+    words = tokenizers.load(context.tokenizer)
+    if not words.vocab_size:
+        return {}
     facts: dict[str, Any] = {
         "kind": f"loaded from {path}" if path else context.recipe.data.tokenizer.kind,
-        "vocab_size": tokenizers.load(context.tokenizer).vocab_size,
+        "vocab_size": words.vocab_size,
     }
     if context.recipe.pretrains:
         facts["bytes_per_token"] = round(open_tokens(context, "train").bytes_per_token, 3)

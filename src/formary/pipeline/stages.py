@@ -98,20 +98,24 @@ def _tokenizer(context: Context) -> None:
     from formary.tasks.registry import labelled_task
 
     recipe, settings = context.recipe, context.recipe.data.tokenizer
-    path = settings.path or recipe.model.start
+    path, task = settings.path or recipe.model.start, labelled_task(recipe.task)
+    vocabulary = getattr(task, "vocabulary", None)
+    source = f"loaded from {path}" if path else settings.kind
     if path:
         made = tokenizer_of(context, path)
+    elif vocabulary:
+        made, source = vocabulary(recipe, context.rows_of("train")), "what the training rows hold"
+    elif task:
+        texts = texts_of(context.rows_of("train"))
+        made = tokenizer.train(texts, settings, task=task.special_tokens(recipe))
     else:
-        task = labelled_task(recipe.task)
-        if task:
-            texts = texts_of(context.rows_of("train"))
-            made = tokenizer.train(texts, settings, task=task.special_tokens(recipe))
-        else:
-            made = tokenizer.train(read_texts(context.documents / "train.jsonl"), settings, task=recipe.task)
+        made = tokenizer.train(read_texts(context.documents / "train.jsonl"), settings, task=recipe.task)
     with durable.new_folder(context.tokenizer) as folder:
         made.save(folder)
-    source = f"loaded from {path}" if path else settings.kind
-    context.console.print(f"  {source}, {made.vocab_size:,} tokens in the vocabulary")
+    if made.vocab_size:
+        context.console.print(f"  {source}, {made.vocab_size:,} tokens in the vocabulary")
+    else:
+        context.console.print("  none is needed: the rows are not read in words")
 
 
 def _tokens(context: Context) -> None:

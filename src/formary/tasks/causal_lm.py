@@ -71,8 +71,8 @@ class CausalLM:
 
     def collate_documents(self, examples: Sequence[Example]) -> Batch:
         """Documents, or stretches of them, each in a row of its own: every token but the first is predicted once."""
-        inputs = [example.tokens[:-1] for example in examples]
-        targets = [example.tokens[1:] for example in examples]
+        inputs = [example.inputs[:-1] for example in examples]
+        targets = [example.inputs[1:] for example in examples]
         return {"tokens": padded(inputs, self.tokenizer.pad_id or 0), "targets": padded(targets, IGNORED)}
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:

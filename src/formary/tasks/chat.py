@@ -134,10 +134,10 @@ class Chat:
     def collate(self, examples: Sequence[Example]) -> Batch:
         pad = self.tokenizer.pad_id or 0
         if any(example.target is None for example in examples):
-            return {"tokens": padded([example.tokens for example in examples], pad)}
-        targets = [np.where(example.target, example.tokens, IGNORED)[1:] for example in examples]
+            return {"tokens": padded([example.inputs for example in examples], pad)}
+        targets = [np.where(example.target, example.inputs, IGNORED)[1:] for example in examples]
         return {
-            "tokens": padded([example.tokens[:-1] for example in examples], pad),
+            "tokens": padded([example.inputs[:-1] for example in examples], pad),
             "targets": padded(targets, IGNORED),
         }
 
@@ -185,7 +185,7 @@ class Chat:
         """An example as it is learned, what the assistant writes between 【 and 】."""
         edges = np.flatnonzero(np.diff(example.target.astype(np.int8))) + 1
         said = ""
-        for stretch, learned in zip(np.split(example.tokens, edges), np.split(example.target, edges)):
+        for stretch, learned in zip(np.split(example.inputs, edges), np.split(example.target, edges)):
             text = self.tokenizer.decode(stretch)
             said += f"【{text}】" if learned[0] else text
         if len(said) > _SHOWN:

@@ -189,8 +189,8 @@ class Embed:
 
 
 def _check(config: ModelConfig) -> None:
-    if config.topology != "encoder" or config.image_size is not None:
-        kind = "image encoder" if config.image_size is not None else config.topology.replace("_", "-")
+    if config.topology != "encoder" or not config.reads_text:
+        kind = f"encoder of {config.embedder}" if not config.reads_text else config.topology.replace("_", "-")
         raise RecipeError(
             f"model: task embed needs an encoder of texts, such as MiniLM or BERT, and this is of kind {kind}"
         )

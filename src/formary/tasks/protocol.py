@@ -22,12 +22,25 @@ from formary.model.config import ModelConfig
 from formary.model.topologies import Network
 from formary.recipe.schema import Recipe
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor]  # the first entry is what the network reads; every entry's first dimension is the sequence
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
 Answers = Literal["labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice"]
 Precision = Callable[[], AbstractContextManager[object]]
 Progress = Callable[[int, int], object]  # is told how much is done, and of how much
+
+
+def read_of(batch: Batch) -> Tensor:
+    """What the network reads of a batch: (batch, seq) ids, (batch, channels, height, width) pixels, ...; the first entry."""
+    return next(iter(batch.values()))
+
+
+def size_of(batch: Batch) -> int:
+    """How much there is to read in a batch: tokens or time steps with their padding; of pictures, pictures."""
+    read = read_of(batch)
+    if not read.is_floating_point():
+        return read.numel()
+    return len(read) if read.dim() == 4 else read.shape[0] * read.shape[1]
 
 
 class Batches(Protocol):
@@ -81,14 +94,15 @@ class Example:
     """One sequence as the network reads it, and what the task has to remember of it.
 
     Args:
-        tokens: (seq,) ids.
+        inputs: what the network reads, its length first: token ids (seq,), pixels (height, width, channels), values of a
+            series (steps, channels).
         types: (seq,) token types, or None where all are 0.
         target: what the loss compares with, in the task's own form; None when only an answer is wanted.
         row: the number of the row it was made from; several examples may be windows of one row.
         memory: whatever turns the network's numbers back into an answer (offsets, first pieces of words, ...).
     """
 
-    tokens: NDArray[np.int64]
+    inputs: NDArray[Any]
     types: NDArray[np.int64] | None = None
     target: Any = None
     row: int = 0
@@ -98,8 +112,9 @@ class Example:
 class LabelledTask(Task, Protocol):
     """A task that learns from rows with answers, and answers rows without.
 
-    It may say more of itself: `topologies` of the models it can train, so that others are refused before any work, and
-    `needs_start`, that it changes a model which was trained before.
+    It may say more of itself: `topologies` of the models it can train and the `embedder` that they read with (tokens, when
+    left out), so that others are refused before any work; `needs_start`, that it changes a model which was trained before;
+    and `vocabulary(recipe, rows)`, the tokenizer of what its training rows hold, where that is not running text.
     """
 
     form: ClassVar[RowForm]  # the columns of its rows

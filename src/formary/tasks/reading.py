@@ -116,11 +116,11 @@ def padded(rows: Sequence[NDArray[np.int64]], value: int) -> Tensor:
 
 def collated(examples: Sequence[Example], pad_id: int | None) -> Batch:
     """Tokens, types and the mask of real tokens of a batch; (batch, seq) each."""
-    tokens = padded([example.tokens for example in examples], pad_id or 0)
-    lengths = torch.tensor([len(example.tokens) for example in examples])
+    tokens = padded([example.inputs for example in examples], pad_id or 0)
+    lengths = torch.tensor([len(example.inputs) for example in examples])
     batch = {"tokens": tokens, "mask": torch.arange(tokens.shape[1])[None] < lengths[:, None]}
     if any(example.types is not None for example in examples):
-        zeros = [np.zeros(len(e.tokens), dtype=np.int64) if e.types is None else e.types for e in examples]
+        zeros = [np.zeros(len(e.inputs), dtype=np.int64) if e.types is None else e.types for e in examples]
         batch["types"] = padded(zeros, 0)
     return batch
 
@@ -147,7 +147,7 @@ class RowBatches:
 
     def __init__(self, task: LabelledTask, examples: Sequence[Example], train: Train) -> None:
         self.task, self.examples = task, examples
-        self.buckets = LengthBuckets([len(e.tokens) for e in examples], batch=train.batch_size, seed=train.seed)
+        self.buckets = LengthBuckets([len(e.inputs) for e in examples], batch=train.batch_size, seed=train.seed)
         self.steps_per_epoch = self.buckets.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
@@ -156,7 +156,7 @@ class RowBatches:
 
 def in_batches(task: LabelledTask, examples: Sequence[Example], *, tokens: int = _PREDICT_TOKENS) -> Iterator[Batch]:
     """Every example once, like lengths together, for measuring."""
-    for rows in by_length([len(example.tokens) for example in examples], tokens=tokens):
+    for rows in by_length([len(example.inputs) for example in examples], tokens=tokens):
         yield task.collate([examples[row] for row in rows])
 
 
@@ -177,7 +177,7 @@ def outputs(
     network.eval()
     try:
         with precision():  # once: what autocast makes of the weights is kept within
-            for rows in by_length([len(example.tokens) for example in examples], tokens=_PREDICT_TOKENS):
+            for rows in by_length([len(example.inputs) for example in examples], tokens=_PREDICT_TOKENS):
                 batch = {name: tensor.to(device) for name, tensor in task.collate([examples[r] for r in rows]).items()}
                 for row, one in zip(rows, answer(network, batch), strict=True):
                     found[row] = one

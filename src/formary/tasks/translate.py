@@ -148,8 +148,8 @@ class Translate:
                 "decoder_tokens": padded(begun, pad),
                 "targets": padded(targets, IGNORED),
             }
-        lines = [np.append(example.tokens, target) for example, target in zip(examples, targets)]
-        silent = [np.full(len(example.tokens) - 1, IGNORED) for example in examples]
+        lines = [np.append(example.inputs, target) for example, target in zip(examples, targets)]
+        silent = [np.full(len(example.inputs) - 1, IGNORED) for example in examples]
         return {
             "tokens": padded([line[:-1] for line in lines], pad),
             "targets": padded([np.append(none, target) for none, target in zip(silent, targets)], IGNORED),

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from formary.errors import FormaryError
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch, Batches
+from formary.tasks.protocol import Batch, Batches, size_of
 from formary.train.fit import free_memory
 from formary.train.loop import gradient, total_steps, train
 from formary.train.machine import Runtime
@@ -99,10 +99,10 @@ def probe(loss_of: Any, network: Any, *, settings: Train, runtime: Runtime, batc
         checkpoint_bytes = sum(file.stat().st_size for file in saved.iterdir())
         save_seconds = timed.seconds_after(float(sum(checked)))
         sampled = [batches.batch(step * max(1, total // _SAMPLED)) for step in range(min(total, _SAMPLED))]
-        largest = max(sampled, key=lambda batch: batch["tokens"].numel())
+        largest = max(sampled, key=lambda batch: size_of(batch))
         if given.get("private") is None:
             gradient(loss_of, network, largest, settings, runtime)
-        mean_size = sum(batch["tokens"].numel() for batch in sampled) / len(sampled)
+        mean_size = sum(size_of(batch) for batch in sampled) / len(sampled)
         step_seconds = sum(seconds) / sum(sizes) * mean_size
         sampling = time.perf_counter()
         if sample and settings.sample_every:
@@ -158,7 +158,7 @@ class _Timed:
     def batch(self, step: int) -> Batch:
         began = time.perf_counter()
         batch = self.inner.batch(step)
-        self.asked.append((step, began, batch["tokens"].numel()))
+        self.asked.append((step, began, size_of(batch)))
         return batch
 
     def steps(self, *, skip: int) -> tuple[list[float], list[int]]:

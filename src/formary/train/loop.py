@@ -18,7 +18,7 @@ from rich.console import Console
 from formary.errors import FormaryError, RecipeError
 from formary.model.topologies import Network
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch, Batches
+from formary.tasks.protocol import Batch, Batches, read_of, size_of
 from formary.train import memory, rng, signals
 from formary.train.average import Average, averaged
 from formary.train.machine import Runtime
@@ -185,7 +185,7 @@ def train(
                     saved_step = back
                     continue
             elapsed = time.perf_counter() - began
-            progress.passed(batch["tokens"].numel(), elapsed, None if harm else loss)
+            progress.passed(size_of(batch), elapsed, None if harm else loss)
             seeing.stepped()
 
             if progress.step % every == 0 or progress.step == total:
@@ -332,7 +332,8 @@ def _out_of_memory(state: State, batch: Batch, runtime: Runtime) -> memory.OutOf
         gradient(loss_of, state.network, batch, state.settings.model_copy(update={"micro_batch": pieces}), runtime)
 
     if processes.count > 1:  # the others would have to try with it
-        sequences, tokens = batch["tokens"].shape[:2]
+        sequences = len(read_of(batch))
+        tokens = size_of(batch) // sequences
         return memory.OutOfMemory(
             f"step {state.progress.step}: memory ran out in process {processes.rank} of {processes.count} (counted from 0) "
             f"on its part of {sequences} sequences of {tokens} tokens; lower train.micro_batch (now "

@@ -8,7 +8,7 @@ import torch
 
 from formary.errors import FormaryError
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch
+from formary.tasks.protocol import Batch, read_of, size_of
 
 
 class OutOfMemory(FormaryError):
@@ -26,7 +26,8 @@ def explained(step: int, batch: Batch, settings: Train, attempt: Callable[[int],
     Args:
         attempt: a pass over the batch in pieces of so many sequences; ever smaller ones are tried until one fits.
     """
-    sequences, tokens = batch["tokens"].shape[:2]
+    sequences = len(read_of(batch))
+    tokens = size_of(batch) // sequences
     piece = settings.micro_batch or sequences
     said = f"step {step}: memory ran out on {sequences} sequences of {tokens} tokens"
     said += f" in pieces of {piece}" if piece < sequences else ""

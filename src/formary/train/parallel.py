@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from formary.errors import RecipeError
 from formary.model.block import Block
 from formary.model.topologies import Network
-from formary.tasks.protocol import Batch
+from formary.tasks.protocol import Batch, read_of
 from formary.train.average import put_weights, weights_of
 from formary.train.parts import whole
 from formary.train.processes import ALONE
@@ -103,7 +103,7 @@ class Spread:
         Yields:
             the piece, whether it counts, and the context in which its loss and gradient are to be computed.
         """
-        size, rank, count = len(batch["tokens"]), self.processes.rank, self.processes.count
+        size, rank, count = len(read_of(batch)), self.processes.rank, self.processes.count
         begin, end = size * rank // count, size * (rank + 1) // count
         largest = -(-size // count)
         most = micro_batch or max(largest, 1)

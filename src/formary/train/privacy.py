@@ -32,7 +32,7 @@ from formary.model.norms import RMSNorm
 from formary.model.topologies import Network
 from formary.recipe import schema
 from formary.recipe.schema import Recipe
-from formary.tasks.protocol import Batch, Example
+from formary.tasks.protocol import Batch, Example, read_of
 from formary.train.lora import LoraLinear
 from formary.train.machine import Runtime
 
@@ -203,7 +203,7 @@ class PrivateTraining:
         Returns:
             Mean loss in nats (not private), number of predictions, norm of the private gradient.
         """
-        size, loss_sum, count = len(batch["tokens"]), 0.0, 0
+        size, loss_sum, count = len(read_of(batch)), 0.0, 0
         for parameter in self._dp.params:
             parameter.summed_grad = torch.zeros_like(parameter)
         for start in range(0, size, self.piece):
@@ -269,7 +269,7 @@ class PrivateTraining:
     @torch.no_grad()
     def _weigh(self, part: Batch) -> None:
         """Make the gradients of rows those of their mean loss, and leave out rows where one is not finite."""
-        size, parameters = len(part["tokens"]), self._dp.params
+        size, parameters = len(read_of(part)), self._dp.params
         if not self._checked:
             _check_sums(parameters)
             self._checked = True
@@ -314,7 +314,7 @@ class PoissonBatches:
         rows, rng = self._drawn(step)
         found = [example for row in rows if (example := self.draw(int(row), rng)) is not None]
         if found:
-            return self.collate(sorted(found, key=lambda example: -len(example.tokens)))
+            return self.collate(sorted(found, key=lambda example: -len(example.inputs)))
         any_row = next(example for row in range(self.private.rows) if (example := self.draw(row, rng)) is not None)
         return {name: tensor[:0] for name, tensor in self.collate([any_row]).items()}
 

@@ -19,7 +19,7 @@ import torch
 from formary import durable
 from formary.model.topologies import Network
 from formary.recipe.schema import Stability
-from formary.tasks.protocol import Batch
+from formary.tasks.protocol import Batch, read_of
 from formary.train.machine import Runtime
 from formary.train.parts import norm_of
 
@@ -193,11 +193,11 @@ def post_mortem(
     total = math.sqrt(sum(size * size for size in sizes.values()))
     scale = norm / total if math.isfinite(total) and math.isfinite(norm) and total > 0 else 1.0
     found: dict[str, Any] = {
-        "shape": list(batch["tokens"].shape),
+        "shape": list(read_of(batch).shape),
         "layers": {name: _finite(size * scale) for name, size in sizes.items()},
     }
     with _untouched(network):
-        losses = [_alone(loss_of, network, batch, place, runtime) for place in range(len(batch["tokens"]))]
+        losses = [_alone(loss_of, network, batch, place, runtime) for place in range(len(read_of(batch)))]
     order = sorted(range(len(losses)), key=lambda place: (math.isfinite(losses[place]), -losses[place]))
     texts = describe(batch) if describe else []
     found["worst"] = [
