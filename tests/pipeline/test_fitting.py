@@ -136,3 +136,18 @@ def test_the_model_that_another_recipe_will_train_is_looked_at_before_it_is_trai
     ):
         run(recipe("chat", "{start: 'recipe:first.yaml'}"), base=tmp_path, folder=tmp_path / "run")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "causal_lm"])
+def test_a_ramp_is_for_packed_text(tmp_path, task):
+    preset = OF_TOPOLOGY[TASKS[task].topologies[0]]
+    with pytest.raises(RecipeError, match=r"train\.ramp: is for packed text"):
+        check_model(recipe(task, f"{{preset: {preset}}}", overrides=["train.ramp.first=8"]), tmp_path)
+
+
+def test_a_ramp_has_to_lead_to_the_context(tmp_path):
+    check_model(recipe("causal_lm", "{preset: fast}", overrides=["train.ramp.first=8"]), tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"train.ramp.first: 5 tokens do not double to train.context 32; take one of 16"
+    ):
+        check_model(recipe("causal_lm", "{preset: fast}", overrides=["train.ramp.first=5"]), tmp_path)

@@ -4,7 +4,9 @@ import pytest
 
 from formary.errors import RecipeError
 from formary.recipe.bundled import find, names
+from formary.recipe.presets import TRAINING
 from formary.recipe.reading import parse, read, to_yaml
+from formary.recipe.schema import Optimiser, Schedule
 
 MINIMAL = "name: r\ndata: {sources: [a.txt]}\n"
 
@@ -76,3 +78,37 @@ def test_two_lengths_of_training_are_refused_before_any_work():
     for text, overrides in (("train: {steps: 9, epochs: 2}", ()), ("", ("train.steps=9", "train.epochs=2"))):
         with pytest.raises(RecipeError, match=r"train\.steps and train\.epochs .* give one of them"):
             parse(MINIMAL + text, overrides=overrides)
+
+
+FAST = "{name: x, data: {sources: [x]}, model: {preset: fast}, train: {steps: 5}}"
+
+
+def test_the_fast_preset_brings_its_optimiser_and_schedule_along():
+    train = parse(FAST).train
+    assert {"optimiser": train.optimiser.name, "schedule": train.schedule.name} == {
+        section: fields["name"] for section, fields in TRAINING["fast"].items()
+    }
+    assert (
+        parse(FAST.replace("fast", "gpt-mini")).train
+        == parse("{name: x, data: {sources: [x]}, train: {steps: 5}}").train
+    )
+    assert train.optimiser.lr == TRAINING["fast"]["optimiser"]["lr"]
+
+
+def test_what_the_recipe_says_of_training_stands_before_the_preset():
+    ours = TRAINING["fast"]["optimiser"]
+    changed = parse(FAST, overrides=["train.optimiser.lr=auto", "train.schedule.final=0.2"]).train
+    assert (changed.optimiser.lr, changed.optimiser.matrix_lr) == ("auto", ours["matrix_lr"])
+    assert changed.schedule.final == 0.2 and changed.schedule.decay == TRAINING["fast"]["schedule"]["decay"]
+    other = parse(FAST, overrides=["train.optimiser={name: adamw, lr: 0.002}", "train.schedule.name=cosine"]).train
+    assert other.optimiser == Optimiser(name="adamw", lr=0.002) and other.schedule == Schedule(name="cosine")
+
+
+def test_a_model_that_was_trained_before_takes_no_training_from_a_preset():
+    recipe = parse(FAST, overrides=["model.start=somewhere"])
+    assert recipe.train.optimiser == Optimiser() and recipe.train.schedule == Schedule()
+
+
+def test_a_recipe_with_a_preset_written_out_is_read_back_the_same():
+    recipe = parse(FAST, overrides=["train.schedule.name=cosine"])
+    assert parse(to_yaml(recipe)) == recipe

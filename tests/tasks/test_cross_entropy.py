@@ -14,9 +14,10 @@ from formary.tasks.cross_entropy import IGNORED, cross_entropy, token_losses
 
 @pytest.mark.parametrize("name", ["gpt-mini", "bert-mini", "bart-base"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_and_gradients_equal_torchs(name, smoothing, monkeypatch):
+@pytest.mark.parametrize("cap", [None, 0.2])
+def test_loss_and_gradients_equal_torchs(name, smoothing, cap, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_LOGITS", 1)  # the smallest chunks: several per call
-    head = build(preset(name, vocab_size=31, context=8, size="1x64"), seed=0).head
+    head = build(preset(name, vocab_size=31, context=8, size="1x64", switches={"logit_cap": cap}), seed=0).head
     hidden = torch.randn(5, 40, 64, requires_grad=True)
     targets = torch.randint(0, 31, (5, 40))
     targets[0, :7] = IGNORED
@@ -34,10 +35,10 @@ def test_loss_and_gradients_equal_torchs(name, smoothing, monkeypatch):
 
 
 @settings(deadline=None, max_examples=20)
-@given(rows=st.integers(1, 9), vocab=st.integers(2, 50), seed=st.integers(0, 99))
-def test_token_losses_sum_to_the_loss(rows, vocab, seed):
+@given(rows=st.integers(1, 9), vocab=st.integers(2, 50), seed=st.integers(0, 99), cap=st.sampled_from([None, 0.1]))
+def test_token_losses_sum_to_the_loss(rows, vocab, seed, cap):
     torch.manual_seed(seed)
-    head = build(preset("gpt-mini", vocab_size=vocab, context=8, size="1x32"), seed=0).head
+    head = build(preset("gpt-mini", vocab_size=vocab, context=8, size="1x32", switches={"logit_cap": cap}), seed=0).head
     hidden, targets = torch.randn(rows, 6, 32), torch.randint(0, vocab, (rows, 6))
     targets[torch.rand(rows, 6) < 0.3] = IGNORED
     losses = token_losses(head, hidden, targets)

@@ -1,17 +1,19 @@
 """What the pretraining tasks hide and ask for: masks, spans, next tokens."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from formary.data.shards import TokenShards, write_tokens
 from formary.data.tokenizer import train as train_tokenizer
 from formary.errors import RecipeError
 from formary.recipe.reading import parse
+from formary.recipe.schema import Ramp
 from formary.tasks.cross_entropy import IGNORED
 from formary.tasks.denoise import corrupt, noise_mask
 from formary.tasks.registry import labelled_task, pretraining_task
@@ -48,6 +50,46 @@ def test_separated_documents_do_not_predict_each_others_first_token(tmp_path):
     assert ends.any()
     assert (batch["targets"][ends] == IGNORED).all()
     assert (batch["targets"][~ends] != IGNORED).all()
+
+
+def ramped(tmp_path, *, context=48, **ramp):
+    task, _, shards = made(tmp_path, "causal_lm", "gpt-mini", context=context, cross_documents=False)
+    plain = task.training_batches(shards)
+    train = task.recipe.train.model_copy(update={"steps": 20, "ramp": Ramp(**ramp)})
+    task.recipe = task.recipe.model_copy(update={"train": train})
+    return plain, task.training_batches(shards)
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.sampled_from([3, 6, 12, 24]), share=st.floats(0.05, 0.95))
+def test_a_ramp_shows_the_same_tokens_in_sequences_that_grow_to_the_context(tmp_path, first, share):
+    plain, short = ramped(tmp_path, first=first, share=share)
+    lengths = []
+    for step in range(20):
+        batch, whole = short.batch(step), plain.batch(step)
+        lengths.append(batch["tokens"].shape[1])
+        assert set(batch) == set(whole)
+        for name, tensor in whole.items():
+            assert torch.equal(batch[name].reshape(tensor.shape), tensor)
+            assert batch[name].shape == batch["tokens"].shape
+    assert lengths == sorted(lengths) and set(lengths) <= {3, 6, 12, 24, 48}
+    assert lengths[0] == first and all(length == 48 for length in lengths[math.ceil(20 * share) :])
+    assert all(length < 48 for length in lengths[: math.floor(20 * share)])
+
+
+def test_a_batch_of_a_ramp_is_a_function_of_its_step(tmp_path):
+    _, one = ramped(tmp_path, first=12)
+    _, other = ramped(tmp_path, first=12)
+    for step in (7, 2, 5, 0):
+        assert all(torch.equal(a, b) for a, b in zip(one.batch(step).values(), other.batch(step).values()))
+
+
+@pytest.mark.parametrize(
+    ("first", "context", "says"), [(5, 48, "one of 24, 12, 6, 3"), (48, 48, "24"), (4, 45, "has to be even")]
+)
+def test_a_ramp_that_does_not_lead_to_the_context_is_refused(tmp_path, first, context, says):
+    with pytest.raises(RecipeError, match=f"train.ramp.first.*{says}"):
+        ramped(tmp_path, context=context, first=first)
 
 
 def test_masking_follows_berts_rates_and_hides_only_ordinary_tokens(tmp_path):

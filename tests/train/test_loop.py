@@ -100,7 +100,9 @@ def test_a_model_of_packed_documents_that_do_not_see_each_other_learns(place, tm
     assert np.isfinite(progress.best_loss)
 
 
-@pytest.mark.parametrize("extra", [{}, {"ema": 0.9}, {"optimiser.name": "muon"}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"ema": 0.9}, {"optimiser.name": "muon"}, {"ramp": "{first: 8, share: 0.9}"}], ids=str
+)
 def test_an_interrupted_run_ends_with_the_same_bytes(place, tmp_path, extra):
     whole, _ = run(place, tmp_path / "whole", **extra)
 

@@ -92,6 +92,7 @@ CASES = {
     "causal_lm": ("causal_lm", (), {}),
     "causal_lm, untied": ("causal_lm", (), {"tied_embeddings": False}),
     "causal_lm, rms and rope": ("causal_lm", (), LLAMA),
+    "causal_lm, values and cap": ("causal_lm", (), {**LLAMA, "value_embeddings": 1, "logit_cap": 0.3}),
     "causal_lm, lora": ("causal_lm", ("train.tune.method=lora", "train.tune.rank=2"), LLAMA),
     "classify, lora": ("classify", ("train.tune.method=lora", "train.tune.rank=2"), {}),
     "classify, head": ("classify", ("train.tune.method=head",), {}),

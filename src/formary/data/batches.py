@@ -81,6 +81,26 @@ class Windows:
         return self._order
 
 
+def ramp_lengths(first: int, context: int) -> list[int]:
+    """The lengths of sequences on the way to the context, each twice the one before.
+
+    Raises:
+        RecipeError: doubling `first` does not lead to the context.
+    """
+    lengths = [first]
+    while lengths[-1] < context:
+        lengths.append(2 * lengths[-1])
+    if lengths[-1] != context or len(lengths) < 2:
+        fitting = [
+            str(context >> halved) for halved in range(1, 12) if not context % (1 << halved) and context >> halved > 1
+        ]
+        raise RecipeError(
+            f"train.ramp.first: {first} tokens do not double to train.context {context}; "
+            + (f"take one of {', '.join(fitting)}" if fitting else "the context has to be even")
+        )
+    return lengths
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------
 
 

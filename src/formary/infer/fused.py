@@ -31,6 +31,7 @@ def fits(network: Network) -> TypeGuard[Decoder]:
         and network.config.transformer.norm_position == "pre"
         and network.config.transformer.position != "relative_bias"
         and not network.config.transformer.cross_attention
+        and not network.config.transformer.value_embeddings
         and any(isinstance(module, Int8Linear) for module in network.modules())
     )
 

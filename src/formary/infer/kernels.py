@@ -139,8 +139,7 @@ class Int8Head(LanguageHead):
         self.output = Int8Linear(head.weight, head.bias, fine=True)  # one position a row: the second digit is free
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.output(self.prepare(hidden))
-        return logits
+        return self.capped(self.output(self.prepare(hidden)))
 
 
 @torch.no_grad()

@@ -60,6 +60,8 @@ class Attention(nn.Module):
         self.output = nn.Linear(q_width, config.width, bias=config.bias)
         self.query_norm = RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
+        valued = config.value_table(layer) is not None and not cross
+        self.value_mix = ValueMix() if valued else None
 
     def forward(
         self,
@@ -71,6 +73,7 @@ class Attention(nn.Module):
         memory: Tensor | None = None,  # (batch, memory_seq, width)
         cache: Cache | None = None,
         first_only: bool = False,  # let only the first position ask: (batch, 1, width) comes back
+        embedded: Tensor | None = None,  # (batch, seq, kv_heads x head_width), mixed into the values
     ) -> Tensor:
         if self.cross:
             queries = self._split(self.query(hidden), self.heads)
@@ -79,6 +82,9 @@ class Attention(nn.Module):
             qk, v = self.qkv(hidden).split(
                 [(self.heads + self.kv_heads) * self.head_width, self.kv_heads * self.head_width], -1
             )
+            if self.value_mix is not None:
+                assert embedded is not None
+                v = self.value_mix(v, embedded)
             turned, values = self._split(qk, self.heads + self.kv_heads), self._split(v, self.kv_heads)
             queries, keys = turned[:, : self.heads], turned[:, self.heads :]
             if self.query_norm is not None and self.key_norm is not None:
@@ -120,6 +126,18 @@ class Attention(nn.Module):
         if cache is not None:
             cache.store_memory(self.layer, keys, values)
         return keys, values
+
+
+class ValueMix(nn.Module):
+    """A learned share of the values and one of their embeddings (see `embedders.ValueEmbedder`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, values: Tensor, embedded: Tensor) -> Tensor:
+        """Both (batch, seq, kv_heads x head_width), and so is what comes back."""
+        return self.weight[0] * values + self.weight[1] * embedded
 
 
 def attend(

@@ -77,9 +77,12 @@ class Block(nn.Module):
         memory_mask: Tensor | None,
         cache: Cache | None,
         first_only: bool = False,
+        values: Tensor | None = None,
     ) -> Tensor:
         entry = self.attention_norm(hidden) if self.pre else hidden
-        change = self.attention(entry, mask=mask, causal=causal, rotation=rotation, cache=cache, first_only=first_only)
+        change = self.attention(
+            entry, mask=mask, causal=causal, rotation=rotation, cache=cache, first_only=first_only, embedded=values
+        )
         hidden = hidden[:, :1] if first_only else hidden
         hidden = self._add(hidden, change, self.attention_norm)
         if self.has_cross:

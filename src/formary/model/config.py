@@ -19,7 +19,7 @@ Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
 Embedder = Literal["tokens", "patches"]
 Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice"]
-Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit"]
+Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit", "zero_outputs"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class TransformerConfig:
     bias: bool = True
     qkv_bias: bool | None = None
     attention_scale: float | None = None
+    value_embeddings: int = 0  # tables of token vectors that are added to the values of so many first and last layers
     dropout: float = 0.0
     context: int = 1024
 
@@ -98,6 +99,11 @@ class TransformerConfig:
             raise RecipeError(f"rotary positions turn pairs of numbers, so head_width {self.head_width} must be even")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout {self.dropout} must be at least 0 and below 1")
+        if not 0 <= 2 * self.value_embeddings <= self.layers:
+            raise RecipeError(
+                f"value_embeddings {self.value_embeddings}: each table serves one of the first and one of the last layers, so "
+                f"with layers {self.layers} there can be 0 to {self.layers // 2}"
+            )
 
     # The optional fields after __post_init__ has filled them, typed for the code that builds modules.
     @property
@@ -115,6 +121,13 @@ class TransformerConfig:
         assert self.ffn_width is not None
         return self.ffn_width
 
+    def value_table(self, layer: int) -> int | None:
+        """Which table of value embeddings a layer takes: the first layers and the last share them; None in between."""
+        first_of_last = self.layers - self.value_embeddings
+        if layer < self.value_embeddings:
+            return layer
+        return layer - first_of_last if layer >= first_of_last else None
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -131,6 +144,7 @@ class ModelConfig:
     tied_embeddings: bool = True
     head_bias: bool = False
     logit_scale: float = 1.0
+    logit_cap: float | None = None  # logits are bent to stay within plus and minus this
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     position_offset: int = 0
@@ -162,6 +176,10 @@ class ModelConfig:
             raise RecipeError("the decoder of an encoder_decoder needs cross_attention: true")
         if self.image_size is not None:
             object.__setattr__(self, "embedder", "patches")
+        if self.logit_cap is not None and not self.logit_cap > 0:
+            raise RecipeError(f"logit_cap {self.logit_cap} must be above 0; null leaves logits as they are")
+        if self.transformer.value_embeddings and not (self.topology == "decoder" and self.reads_text):
+            raise RecipeError(f"value_embeddings are for decoders that read tokens, and this is an {self.topology}")
         if self.vocab_size < 1 and self.reads_text:
             raise RecipeError(f"vocab_size {self.vocab_size} must be at least 1")
         object.__setattr__(self, "labels", tuple(self.labels))

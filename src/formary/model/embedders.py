@@ -53,6 +53,22 @@ class TextEmbedder(nn.Module):
         return cast(Tensor, self.dropout(vectors))
 
 
+class ValueEmbedder(nn.Module):
+    """Token vectors that attention adds to its values (after Jordan et al., modded-nanogpt, record of December 2024).
+
+    What a token is then need not be carried through the residual stream to be attended to.
+    """
+
+    def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
+        super().__init__()
+        self.count = stack.value_embeddings
+        self.tables = nn.Embedding(config.vocab_size, self.count * stack.kv_head_count * stack.q_head_width)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """One (batch, seq, kv_heads x head_width) for each table, for token ids (batch, seq)."""
+        return self.tables(tokens).chunk(self.count, dim=-1)
+
+
 class PatchEmbedder(nn.Module):
     """Image patches as vectors, after one learned class vector (Dosovitskiy et al. 2021, eq. 1)."""
 

@@ -24,7 +24,7 @@ class LanguageHead(nn.Module):
     def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
         super().__init__()
         stack = config.transformer
-        self.scale = config.logit_scale
+        self.scale, self.cap = config.logit_scale, config.logit_cap
         self.weight = embedding.weight if config.tied_embeddings else nn.Parameter(torch.empty_like(embedding.weight))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         self.masked = config.head == "masked"
@@ -39,9 +39,13 @@ class LanguageHead(nn.Module):
             hidden = self.norm(activate(self.dense(hidden), self.activation))
         return hidden * self.scale if self.scale != 1.0 else hidden
 
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits bent to stay within `cap`: cap x tanh(logits / cap) (Gemma Team 2024, section 2)."""
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (batch, seq, vocab_size)."""
-        return nn.functional.linear(self.prepare(hidden), self.weight, self.bias)
+        return self.capped(nn.functional.linear(self.prepare(hidden), self.weight, self.bias))
 
 
 class LabelHead(nn.Module):

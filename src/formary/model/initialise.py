@@ -1,6 +1,7 @@
 """Initial weights as each family published them.
 
 gpt2: normal 0.02, residual outputs divided by sqrt(2 x layers) (Radford et al. 2019, section 2.3).
+zero_outputs: normal 0.02, residual outputs zero, so that a block begins as nothing (Zhang et al. 2019, section 3).
 llama, bert, bart: normal 0.02. vit: truncated normal 0.02 (Dosovitskiy et al. 2021).
 t5: normal with the standard deviation that keeps each product at unit variance (Raffel et al. 2020; Mesh TensorFlow).
 """
@@ -27,21 +28,23 @@ def initialise(network: nn.Module, config: ModelConfig, *, seed: int | None = No
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         if parameter.ndim < 2:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            parameter.fill_(1.0 if name.endswith(("norm.weight", "value_mix.weight")) else 0.0)
         elif config.initialisation == "vit":
             nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
         else:
             parameter.normal_(0.0, 0.02, generator=generator)
     if config.initialisation == "gpt2":
-        _scale_residual_outputs(network, config)
+        _scale_residual_outputs(network, 1 / math.sqrt(2 * config.transformer.layers))
+    if config.initialisation == "zero_outputs":
+        _scale_residual_outputs(network, 0.0)
     if config.initialisation == "t5":
         _unit_variance(network, config, generator)
 
 
-def _scale_residual_outputs(network: nn.Module, config: ModelConfig) -> None:
+def _scale_residual_outputs(network: nn.Module, scale: float) -> None:
     for module in network.modules():
         if isinstance(module, Attention | FeedForward):
-            module.output.weight /= math.sqrt(2 * config.transformer.layers)
+            module.output.weight *= scale
 
 
 def _unit_variance(network: nn.Module, config: ModelConfig, generator: torch.Generator | None) -> None:

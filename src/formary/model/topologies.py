@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from formary.model.attention import Cache, Rotary
 from formary.model.config import ModelConfig
-from formary.model.embedders import EMBEDDERS, TextEmbedder, sinusoids
+from formary.model.embedders import EMBEDDERS, TextEmbedder, ValueEmbedder, sinusoids
 from formary.model.heads import HEADS, LanguageHead, Pooler, pooled
 from formary.model.initialise import initialise
 from formary.model.transformer import Transformer
@@ -26,6 +26,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedder = TextEmbedder(config, config.transformer)
+        valued = config.transformer.value_embeddings > 0
+        self.value_embedder = ValueEmbedder(config, config.transformer) if valued else None
         self.transformer = Transformer(config.transformer)
         self.head: nn.Module
         self.head = HEADS[config.head](config) if config.head in HEADS else LanguageHead(config, self.embedder.tokens)
@@ -40,7 +42,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Hidden states (batch, seq, width) for token ids (batch, seq); arguments as in `Transformer.forward`."""
         vectors = self.embedder(tokens, positions=positions)
-        return self.transformer(vectors, positions=positions, mask=mask, cache=cache)
+        values = self.value_embedder(tokens) if self.value_embedder is not None else ()
+        return self.transformer(vectors, positions=positions, mask=mask, cache=cache, values=values)
 
     def summary(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """One vector for each sequence, (batch, width): the last real position's; mask is True at real tokens."""

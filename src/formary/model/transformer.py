@@ -36,6 +36,7 @@ class Transformer(nn.Module):
         memory_mask: Tensor | None = None,
         cache: Cache | None = None,
         first_only: bool = False,
+        values: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """Hidden states (batch, seq, width) for vectors (batch, seq, width).
 
@@ -47,6 +48,7 @@ class Transformer(nn.Module):
             memory_mask: True where memory may be attended, broadcastable to (batch, heads, seq, memory_seq).
             cache: keys and values of earlier positions; this call's are appended.
             first_only: give the first position alone, (batch, 1, width), and spare the last block the others.
+            values: the tables' vectors that are added to values, each (batch, seq, kv_heads x head_width).
         """
         seq = vectors.shape[1]
         if positions is None:
@@ -56,7 +58,8 @@ class Transformer(nn.Module):
             mask = self._biased(mask, positions, keys=seq if mask is None else mask.shape[-1])
         causal = self.config.causal and mask is None and seq > 1
         hidden = vectors
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
+            table = self.config.value_table(layer)
             hidden = block(
                 hidden,
                 mask=mask,
@@ -66,6 +69,7 @@ class Transformer(nn.Module):
                 memory_mask=memory_mask,
                 cache=cache,
                 first_only=first_only and block is self.blocks[-1],
+                values=None if table is None else values[table],
             )
         return self.norm(hidden) if self.norm is not None else hidden
 

@@ -32,6 +32,7 @@ def check_model(recipe: Recipe, base: Path) -> None:
             privately; the field is named.
         MissingExtra: a library that training will need is not installed.
     """
+    from formary.data.batches import ramp_lengths
     from formary.tasks.registry import labelled_task, pretraining_task
 
     if recipe.privacy:
@@ -46,6 +47,12 @@ def check_model(recipe: Recipe, base: Path) -> None:
     labelled = labelled_task(recipe.task)
     task: Any = labelled or pretraining_task(recipe.task)
     fitting = getattr(task, "topologies", ())
+    if recipe.train.ramp:
+        if not getattr(task, "ramps", False):
+            raise RecipeError(
+                f"train.ramp: is for packed text (causal_lm), and the task is {recipe.task}; leave it out"
+            )
+        ramp_lengths(recipe.train.ramp.first, recipe.train.context)
     if recipe.model.start is not None:
         if labelled:
             _check_switches(recipe)

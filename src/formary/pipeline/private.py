@@ -28,7 +28,7 @@ def private_training(
     Raises:
         DataError: too few rows.
     """
-    from formary.train.loop import total_steps
+    from formary.tasks.protocol import total_steps
     from formary.train.privacy import PrivateTraining
 
     assert context.recipe.privacy is not None

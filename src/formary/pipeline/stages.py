@@ -239,10 +239,11 @@ STAGES: tuple[Stage, ...] = (
             recipe.task,
             recipe.model.model_dump(),
             recipe.train.model_dump(
-                exclude={"keep", "save_every", "sample_every", "histograms_every", "activation_checkpointing"}
+                exclude={"keep", "save_every", "sample_every", "histograms_every", "activation_checkpointing", "ramp"}
             ),
             recipe.machine.model_dump(exclude={"threads", "parallel", "profile", "trackers"}),
             *([recipe.privacy.model_dump()] if recipe.privacy else []),
+            *([recipe.train.ramp.model_dump()] if recipe.train.ramp else []),
         ],
         _train,
         ("model/model.safetensors", "metrics.jsonl"),

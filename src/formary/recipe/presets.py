@@ -64,6 +64,7 @@ _T5: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt-mini": {**_MODERN, "layers": 6, "width": 256},
+    "fast": {**_MODERN, "layers": 6, "width": 256},
     "gpt2-mini": {**_GPT2, "layers": 6, "width": 256},
     "gpt2": {**_GPT2, "layers": 12, "width": 768, "heads": 12},
     "gpt2-medium": {**_GPT2, "layers": 24, "width": 1024, "heads": 16},
@@ -72,6 +73,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "seq2seq-mini": {**_T5, "layers": 3, "width": 256},
     "bart-base": {**_BART, "layers": 6, "width": 768, "heads": 12},
     "t5-small": {**_T5, "layers": 8, "width": 512, "heads": 6, "head_width": 64, "ffn_width": 1024},
+}
+
+# What a preset says of training from scratch, where the recipe does not; benchmarks/switches.py measures it.
+TRAINING: dict[str, dict[str, dict[str, Any]]] = {
+    "fast": {
+        "optimiser": {"name": "muon", "lr": 0.01, "matrix_lr": 0.03, "weight_decay": 0.01},
+        "schedule": {"name": "wsd", "warmup": 0.02, "decay": 0.6, "final": 0.0},
+    }
 }
 
 _MODEL_FIELDS = {field.name for field in dataclasses.fields(ModelConfig)} - {"transformer", "encoder"}
@@ -124,6 +133,19 @@ def preset(
     decoder = TransformerConfig(**{**stack, "causal": True, "cross_attention": True})
     encoder = TransformerConfig(**{**stack, "causal": False, "cross_attention": False})
     return ModelConfig(transformer=decoder, encoder=encoder, vocab_size=vocab_size, **outer)
+
+
+def training_of(name: str, train: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's train section with what a preset says of training, where the recipe is silent.
+
+    Numbers that belong to another optimiser or schedule than the one asked for are left out.
+    """
+    filled = dict(train)
+    for section, fields in TRAINING.get(name, {}).items():
+        own = {} if train.get(section) is None else train[section]
+        if isinstance(own, dict) and own.get("name", fields["name"]) == fields["name"]:
+            filled[section] = {**fields, **own}
+    return filled
 
 
 def heads_for(width: int) -> int:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from formary.errors import FormaryError, RecipeError, nearest
+from formary.recipe.presets import training_of
 from formary.recipe.schema import Recipe
 
 _LENGTHS = ("steps", "epochs")  # of training; one of them is given
@@ -47,6 +48,9 @@ def parse(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> 
     for one, other in (_LENGTHS, _LENGTHS[::-1]):  # what replaces one way of saying it replaces the other
         if f"train.{one}" in given and f"train.{other}" not in given and values["train"][one] is not None:
             values["train"].pop(other, None)
+    model, train = values.get("model"), values.get("train") or {}
+    if isinstance(model, dict) and isinstance(train, dict) and model.get("start") is None:
+        values["train"] = training_of(str(model.get("preset")), train)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:

@@ -126,7 +126,9 @@ class Data(Section):
 class Model(Section):
     """Which Transformer: a preset, a size, and any switch of TransformerConfig; or weights to start from."""
 
-    preset: str = Field("gpt-mini", description="see `formary recipes --presets`")
+    preset: str = Field(
+        "gpt-mini", description="see `formary recipes --presets`; fast brings its optimiser and schedule along"
+    )
     size: str | None = Field(None, pattern=r"^\d+x\d+$", description="layers x width, e.g. 6x384")
     start: str | None = Field(
         None,
@@ -173,6 +175,13 @@ class Schedule(Section):
     warmup: float = Field(0.02, ge=0, description="steps (>= 1) or share of the run (< 1)")
     decay: float = Field(0.3, gt=0, le=1, description="share of the run that wsd decays over")
     final: float = Field(0.1, ge=0, le=1, description="last rate as a share of the peak")
+
+
+class Ramp(Section):
+    """Short sequences first: they cost less, and what is near is learned first."""
+
+    first: int = Field(ge=2, description="tokens per sequence at the beginning; they double until train.context")
+    share: float = Field(0.3, gt=0, lt=1, description="share of the run after which all sequences have train.context")
 
 
 class Objective(Section):
@@ -252,6 +261,7 @@ class Train(Section):
         False, description="keep only what enters a block and compute the rest again: less memory, a third more time"
     )
     context: int = Field(256, ge=2, description="tokens per sequence")
+    ramp: Ramp | None = Field(None, description="causal_lm: short sequences first, with as many tokens a step")
     objective: Objective = Objective()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()

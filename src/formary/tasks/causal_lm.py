@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from formary.data.batches import IGNORED, Windows, stream_windows
+from formary.data.batches import IGNORED, Windows, ramp_lengths, stream_windows
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
 from formary.model.config import ModelConfig, Topology
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Network
 from formary.model.transformer import document_mask
-from formary.recipe.schema import Recipe
+from formary.recipe.schema import Recipe, Train
 from formary.tasks.cross_entropy import cross_entropy
 from formary.tasks.models import scratch_config
-from formary.tasks.protocol import Batch, Example
+from formary.tasks.protocol import Batch, Example, total_steps
 from formary.tasks.reading import padded
 
 
@@ -32,6 +32,7 @@ class CausalLM:
     name = "causal_lm"
     topologies: ClassVar[tuple[Topology, ...]] = ("decoder",)
     covers_text = True
+    ramps = True
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.recipe = recipe
@@ -47,9 +48,8 @@ class CausalLM:
     def training_batches(self, shards: TokenShards) -> _WindowBatches:
         train = self.recipe.train
         inside = not train.objective.cross_documents
-        return _WindowBatches(
-            Windows(shards, context=train.context, batch=train.batch_size, seed=train.seed, document_ids=inside)
-        )
+        windows = Windows(shards, context=train.context, batch=train.batch_size, seed=train.seed, document_ids=inside)
+        return _WindowBatches(windows, train)
 
     def validation_batches(self, shards: TokenShards, *, max_tokens: int | None) -> Iterator[Batch]:
         """Non-overlapping windows over the split as one stream; every token but the first is predicted once."""
@@ -85,13 +85,29 @@ class CausalLM:
 
 
 class _WindowBatches:
-    """Windows of context + 1 tokens as inputs and targets one place apart."""
+    """Windows of context + 1 tokens as inputs and targets one place apart; under a ramp they are cut into short ones."""
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, windows: Windows, train: Train) -> None:
         self.windows = windows
         self.steps_per_epoch = windows.steps_per_epoch
+        self.total = total_steps(train, self)
+        self.share = train.ramp.share if train.ramp else 0.0
+        self.lengths = ramp_lengths(train.ramp.first, train.context) if train.ramp else [train.context]
 
     def batch(self, step: int) -> Batch:
+        return self.at(step, step / self.total)
+
+    def at(self, step: int, done: float) -> Batch:
+        """The batch of a step when a share `done` of the run is over; it sees the tokens it would see without a ramp."""
+        length = self.lengths[-1]
+        if done < self.share:
+            length = self.lengths[int(done / self.share * (len(self.lengths) - 1))]
+        batch = self._whole(step)
+        if length == self.lengths[-1]:
+            return batch
+        return {name: tensor.reshape(-1, length) for name, tensor in batch.items()}
+
+    def _whole(self, step: int) -> Batch:
         arrays = self.windows.batch(step)
         tokens = torch.from_numpy(arrays["tokens"])
         batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}

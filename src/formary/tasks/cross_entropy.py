@@ -39,7 +39,7 @@ def cross_entropy(
         return loss, count
     hidden = hidden[scored] if not bool(scored.all()) else hidden.flatten(0, -2)
     loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        head.prepare(hidden), head.weight, head.bias, targets[scored], smoothing
+        head.prepare(hidden), head.weight, head.bias, targets[scored], smoothing, head.cap
     )
     return loss, count
 
@@ -51,7 +51,7 @@ def token_losses(head: LanguageHead, hidden: Tensor, targets: Tensor) -> Tensor:
     scored = targets != IGNORED
     rows, wanted = head.prepare(hidden[scored]), targets[scored]
     pieces = [
-        F.cross_entropy(F.linear(part, head.weight, head.bias).float(), target, reduction="none")
+        F.cross_entropy(head.capped(F.linear(part, head.weight, head.bias).float()), target, reduction="none")
         for part, target in zip(torch.split(rows, _rows(head.weight)), torch.split(wanted, _rows(head.weight)))
     ]
     if pieces:
@@ -68,7 +68,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        smoothing: float,
+        cap: float | None,
     ) -> Tensor:
         dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -85,6 +91,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = F.linear(part, matrix).float()
                 if bias is not None:
                     logits += bias
+                if cap is not None:
+                    logits = logits.div_(cap).tanh_().mul_(cap)
                 # One fused pass gives the gradient's softmax; the loss is read off it at the targets.
                 gradient = logits.softmax(dim=1)
                 log_likely = gradient.gather(1, target).clamp_min_(_TINY).log_()
@@ -96,6 +104,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if smoothing:
                     gradient -= smoothing / weight.shape[0]
                 gradient.scatter_add_(1, target, torch.full_like(target, smoothing - 1, dtype=gradient.dtype))
+                if cap is not None:  # of cap x tanh(x / cap): 1 - tanh^2
+                    gradient -= gradient * (logits / cap).square_()
                 if bias_gradient is not None:
                     bias_gradient += gradient.sum(dim=0)
                 gradient = gradient.to(matrix.dtype)
@@ -116,6 +126,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden.to(ctx.hidden_dtype) * scale,
             weight * scale,
             None if bias is None else bias * scale,
+            None,
             None,
             None,
         )

@@ -18,9 +18,10 @@ from torch import Tensor
 from formary.data.records import RowForm
 from formary.data.shards import TokenShards
 from formary.data.tokenizer import Tokenizer
+from formary.errors import RecipeError
 from formary.model.config import ModelConfig
 from formary.model.topologies import Network
-from formary.recipe.schema import Recipe
+from formary.recipe.schema import Recipe, Train
 
 Batch = dict[str, Tensor]  # the first entry is what the network reads; every entry's first dimension is the sequence
 Row = Mapping[str, Any]
@@ -51,6 +52,19 @@ class Batches(Protocol):
     def batch(self, step: int) -> Batch:
         """The batch of optimiser step `step`, counted from 0; every tensor's first dimension is the sequence."""
         ...
+
+
+def total_steps(settings: Train, batches: Batches) -> int:
+    """Optimiser steps of a run: `steps`, or `epochs` passes over the data, or 1000.
+
+    Raises:
+        RecipeError: both were given.
+    """
+    if settings.steps and settings.epochs:
+        raise RecipeError("train.steps and train.epochs: give one of them")
+    if settings.epochs:
+        return max(1, round(settings.epochs * batches.steps_per_epoch))
+    return settings.steps or 1000
 
 
 class Task(Protocol):

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from formary.errors import FormaryError
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch, Batches, size_of
+from formary.tasks.protocol import Batch, Batches, read_of, size_of, total_steps
 from formary.train.fit import free_memory
-from formary.train.loop import gradient, total_steps, train
+from formary.train.loop import gradient, train
 from formary.train.machine import Runtime
 from formary.train.records import read_records
 
@@ -99,7 +99,7 @@ def probe(loss_of: Any, network: Any, *, settings: Train, runtime: Runtime, batc
         checkpoint_bytes = sum(file.stat().st_size for file in saved.iterdir())
         save_seconds = timed.seconds_after(float(sum(checked)))
         sampled = [batches.batch(step * max(1, total // _SAMPLED)) for step in range(min(total, _SAMPLED))]
-        largest = max(sampled, key=lambda batch: size_of(batch))
+        largest = max(sampled, key=lambda batch: (size_of(batch), read_of(batch).shape[1]))  # under a ramp, the longest
         if given.get("private") is None:
             gradient(loss_of, network, largest, settings, runtime)
         mean_size = sum(size_of(batch) for batch in sampled) / len(sampled)

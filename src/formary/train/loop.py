@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from formary.errors import FormaryError, RecipeError
+from formary.errors import FormaryError
 from formary.model.topologies import Network
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch, Batches, read_of, size_of
+from formary.tasks.protocol import Batch, Batches, read_of, size_of, total_steps
 from formary.train import memory, rng, signals
 from formary.train.average import Average, averaged
 from formary.train.machine import Runtime
@@ -252,19 +252,6 @@ def train(
 
 def _has_levelled_off(progress: Progress, settings: Train) -> bool:
     return bool(settings.patience) and progress.validations_without_gain >= (settings.patience or 0)
-
-
-def total_steps(settings: Train, batches: Batches) -> int:
-    """Optimiser steps of the run: `steps`, or `epochs` passes over the data, or 1000.
-
-    Raises:
-        RecipeError: both were given.
-    """
-    if settings.steps and settings.epochs:
-        raise RecipeError("train.steps and train.epochs: give one of them")
-    if settings.epochs:
-        return max(1, round(settings.epochs * batches.steps_per_epoch))
-    return settings.steps or 1000
 
 
 def gradient(

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from formary.errors import DataError, FormaryError, MissingExtra, RecipeError
+from formary.model.attention import ValueMix
 from formary.model.embedders import TextEmbedder
 from formary.model.heads import LanguageHead
 from formary.model.norms import RMSNorm
@@ -66,6 +67,8 @@ def check(recipe: Recipe) -> None:
         "train.batch": train.batch == "auto" and "auto looks at the rows; give a number (256 or more suits the noise)",
         "train.optimiser.lr": train.optimiser.lr == "auto"
         and "auto learns from the rows without noise; give a number, chosen on validation rows or public data",
+        "train.ramp": train.ramp is not None
+        and "cuts packed windows, and here each document is drawn by itself; leave it out",
         "train.tune.lora_dropout": train.tune.lora_dropout > 0
         and "must be 0: which inputs were dropped is not known when the rows' gradients are made",
         "train.objective.class_weights": train.objective.class_weights != "none"
@@ -403,6 +406,7 @@ def _hooks(network: Network) -> Any:
             **GradSampleModule.GRAD_SAMPLERS,
             RMSNorm: _rms_norm_samples,
             LanguageHead: _head_samples,
+            ValueMix: _mix_samples,
             LoraLinear: _lora_samples,
         }
 
@@ -436,10 +440,18 @@ def _rms_norm_samples(layer: RMSNorm, activations: list[Tensor], backprops: Tens
 
 
 def _head_samples(layer: LanguageHead, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
-    found = {
-        layer.weight: torch.einsum("n...v,n...w->nvw", backprops, layer.prepare(activations[0].to(backprops.dtype)))
-    }
+    inputs = layer.prepare(activations[0].to(backprops.dtype))
+    if layer.cap is not None:
+        bias = None if layer.bias is None else layer.bias.to(inputs.dtype)
+        capped = layer.capped(F.linear(inputs, layer.weight.to(inputs.dtype), bias))
+        backprops = backprops * (1 - (capped / layer.cap).square())
+    found = {layer.weight: torch.einsum("n...v,n...w->nvw", backprops, inputs)}
     return found | ({layer.bias: torch.einsum("n...v->nv", backprops)} if layer.bias is not None else {})
+
+
+def _mix_samples(layer: ValueMix, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    both = [torch.einsum("n...w,n...w->n", given.to(backprops.dtype), backprops) for given in activations]
+    return {layer.weight: torch.stack(both, dim=1)}
 
 
 def _lora_samples(layer: LoraLinear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:

@@ -7,8 +7,7 @@ state and the run's place in its data are afterwards what they were; nothing is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from formary.train.loop import gradient
 from formary.train.machine import Runtime
 from formary.train.optimisers import Optimiser
 from formary.train.parallel import Loss
+from formary.train.timed import as_it_was
 from formary.train.tuning import lr_scale
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 71  # ten steps a decade
@@ -69,7 +69,7 @@ def find_lr(
         FormaryError: the loss is not finite at the lowest rate, or no rate lowers it.
     """
     rates, losses = [], []
-    with _kept(network):
+    with as_it_was(network):
         torch.manual_seed(settings.seed)
         optimiser = Optimiser(
             network,
@@ -156,19 +156,3 @@ def _slope(losses: Sequence[float]) -> float:
 
 def _rate(step: int) -> float:
     return LOWEST * math.pow(HIGHEST / LOWEST, step / (STEPS - 1))
-
-
-@contextmanager
-def _kept(network: Network) -> Iterator[None]:
-    """Weights, gradients, mode and random state inside the block are the network's own again after it."""
-    mode, weights = network.training, {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    with torch.random.fork_rng(enabled=True):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, tensor in network.state_dict().items():
-                    tensor.copy_(weights[name])
-            for parameter in network.parameters():
-                parameter.grad = None
-            network.train(mode)

@@ -56,7 +56,7 @@ def settle(
         console.print(f"  {_numbers(settings, known)}, as found when this training began", highlight=False)
     network.to(runtime.device)
     if known.batch == "auto":
-        single = known.model_copy(update={"batch": 1, "micro_batch": None})
+        single = known.model_copy(update={"batch": 1, "micro_batch": None, "ramp": None})
 
         def first(count: int) -> Batch:
             return batches(single.model_copy(update={"batch": count})).batch(0)

@@ -188,7 +188,7 @@ def _essence(config: ModelConfig) -> ModelConfig:
     if head == "none":
         changes.update(head_bias=False)
     if head == "none" or config.labelled:
-        changes.update(tied_embeddings=True, logit_scale=1.0)
+        changes.update(tied_embeddings=True, logit_scale=1.0, logit_cap=None)
     if not config.labelled:
         changes.update(labels=())
     if head != "classify":
