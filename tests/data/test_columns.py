@@ -60,3 +60,9 @@ def test_a_table_is_read_as_texts_and_keeps_its_columns(tmp_path: Path) -> None:
     rows = [row.values for row in read(["a.csv"], columns=columns, required=("text", "label"), base=tmp_path)]
     assert rows[0] == {"Age": "30", "Income": "", "label": "good", "text": "Age 30, income unknown"}
     assert rows[1]["text"] == "Age 41, income 90"
+
+
+def test_a_column_of_yes_and_no_writes_its_name_where_it_is_yes():
+    row = {"title": "Heat", "Crime": 1, "Comedy": "0", "Film-Noir": "yes", "War": False, "Drama": 0.0, "Epic": None}
+    template = "{title}: {Crime?} {Comedy?} {Film-Noir?} {War?} {Drama?} {Epic?}"
+    assert filled(template, row, ours="text", origin="row 1") == "Heat: Crime Film-Noir"

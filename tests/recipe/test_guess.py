@@ -277,3 +277,35 @@ def test_rows_without_choices_among_questions_are_said_to_be_left_out():
     rows += [{"input": f"write {n}", "target": "it"} for n in range(10)]
     recipe, found = rows_recipe(rows)
     assert recipe.task == "multiple_choice" and "25% lack them and are left out" in found.recipe
+
+
+# Events
+
+
+def test_events_of_users_become_a_recipe_that_recommends():
+    rng = random.Random(0)
+    rows = [
+        {"customer_id": str(n % 40), "sku": f"s{rng.randrange(60)}", "amount": "3", "timestamp": str(n)}
+        for n in range(1200)
+    ]
+    sample = Sample(sources=("shop.csv",), kind="csv", files=1, rows=rows, share=0.5)
+    found = guess_rows(sample, name="shop")
+    recipe = parse(found.recipe)
+    assert recipe.task == found.task == "next_item"
+    assert recipe.data.columns == {"user": "customer_id", "item": "sku", "time": "timestamp"}
+    assert recipe.model.preset == "sasrec-mini" and recipe.train.context == 60
+    assert recipe.train.objective.exclude_seen is False  # many things are bought again
+    assert "40 users and 60 items" in found.saw[-1]
+
+
+def test_rows_with_times_that_are_no_events_are_left_to_other_rules():
+    once = [{"user": str(n), "item": "a", "time": str(n)} for n in range(100)]
+    reviews = [
+        {"user": str(n % 9), "item": str(n % 7), "time": str(n), "text": f"it was {n} good", "rating": str(n % 2)}
+        for n in range(100)
+    ]
+    for rows, task in ((once, None), (reviews, "classify")):
+        found = guess_rows(Sample(sources=("x",), kind="csv", files=1, rows=rows, share=1.0), name="x")
+        assert (found.task if found else None) == task
+    found = guess_rows(Sample(sources=("x",), kind="csv", files=1, rows=reviews, share=1.0), name="x", task="next_item")
+    assert found.task == "next_item"

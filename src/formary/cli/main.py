@@ -51,6 +51,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "generate": Command("formary.cli.generate", "generate", "Let a model write, streamed to the terminal"),
         "serve": Command("formary.cli.serve", "serve", "Serve models: OpenAI-compatible API and playground"),
         "predict": Command("formary.cli.predict", "predict", "Let a model answer: labels, tags, spans, translations"),
+        "recommend": Command("formary.cli.recommend", "recommend", "Recommend items to a user, from a history of them"),
         "compare": Command(
             "formary.cli.predict", "compare", "Say which of two models is better on data, or cannot tell"
         ),

@@ -1,6 +1,7 @@
 """How the columns of a file become ours: one by its name, or several written into one text by a template.
 
 A template is what people write anyway, "Age {Age}, income {Income}": each name in braces is replaced by the row's value.
+"{Comedy?} {Drama?}" is for columns of yes and no: a name with a question mark is written itself where the value is yes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from formary.errors import DataError, RecipeError, nearest
 UNKNOWN = "unknown"
 """What a template writes for a missing value."""
 
+_NO = ("", "0", "0.0", "false", "no", "n", "f", "none", "na", "n/a", "nan", "null")
 _MISSING = ("", "na", "n/a", "nan", "null")
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|([{}])")
 
@@ -36,7 +38,7 @@ def columns_in(template: str, ours: str) -> list[str]:
             f"data.columns.{ours}: the {lonely[2]} at character {lonely.start() + 1} has no partner; a column is written "
             "{its name}, a brace itself {{ or }}"
         )
-    found = list(dict.fromkeys(part[1] for part in parts if part[1]))
+    found = list(dict.fromkeys(part[1].removesuffix("?") for part in parts if part[1]))
     if not found:
         raise RecipeError(f"data.columns.{ours}: {template!r:.60} names no column; write one as {{its name}}")
     return found
@@ -57,9 +59,15 @@ def filled(template: str, values: Mapping[str, Any], *, ours: str, origin: str) 
             )
 
     def written(part: re.Match[str]) -> str:
-        return _said(values[part[1]]) if part[1] else part[0][0]
+        if not part[1]:
+            return part[0][0]
+        if part[1].endswith("?"):
+            name = part[1].removesuffix("?")
+            return name if str(values[name]).strip().lower() not in _NO else ""
+        return _said(values[part[1]])
 
-    return _PART.sub(written, template)
+    text = _PART.sub(written, template)
+    return " ".join(text.split()) if "?}" in template else text
 
 
 def _said(value: Any) -> str:

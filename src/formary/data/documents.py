@@ -114,7 +114,7 @@ def write_documents(
         "warnings": [
             *_warnings(sinks, split),
             *_unapplied(data, form),
-            *(n for given in inputs for n in given.source.notes()),
+            *(n for given in inputs for n in [*given.source.notes(), *given.gathering_notes]),
         ],
     }
     durable.write_json(folder / "story.json", story)
@@ -153,6 +153,7 @@ class _Input:
         self.part: Any = part
         self.form = form
         self.documents = data.documents
+        self.gathering_notes: list[str] = []
         self.source = source_of(data, part, base, form)
         self.cleaner = Cleaner(data.clean, form, steps="left" if parts else "all")
         self._parts = read_parts(self.source, self.cleaner, data, part, parts, form) if parts else None
@@ -165,7 +166,13 @@ class _Input:
         if self.form.gather is None:
             yield from ((self.part, row) for row in self.rows(report))
             return
-        for part, row in self.form.gather(self.rows(report), split):
+        gathering = self.form.gather(self.rows(report), split)
+        while True:
+            try:
+                part, row = next(gathering)
+            except StopIteration as end:
+                self.gathering_notes = list(end.value or ())
+                return
             yield part, self.form.with_text(row)
 
     def is_one_text(self) -> bool:

@@ -25,6 +25,7 @@ CHUNK = 2**20
 """Bytes that are read at once."""
 
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+_CODECS = (".brotli", ".snappy", ".lz4")  # of Parquet's pages: its reader unpacks them
 _KINDS = {
     ".txt": "text",
     ".text": "text",
@@ -141,9 +142,11 @@ def _nothing_found(source: str, path: Path) -> str:
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells the kind, in lower case: .jsonl of rows.JSONL.gz."""
+    """The suffix that tells the kind, in lower case: .jsonl of rows.JSONL.gz, .parquet of rows.parquet.brotli."""
     suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in _COMPRESSIONS else suffix
+    inner = Path(path.stem).suffix.lower()
+    named = suffix in _COMPRESSIONS or (inner == ".parquet" and suffix in _CODECS)
+    return inner if named else suffix
 
 
 def kind_of(path: Path) -> tuple[str, str | None]:

@@ -7,7 +7,7 @@ shapes (tokens and tags, questions with contexts, conversations) it is composed 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +39,9 @@ class Row:
         return text
 
 
+Gathering = Generator[tuple[Part, Row], None, Sequence[str] | None]
+
+
 @dataclass(frozen=True)
 class RowForm:
     """The form of a task's rows.
@@ -53,7 +56,7 @@ class RowForm:
         alike: whether rows of nearly the same text are nearly the same rows; not where the text only names a picture or such.
         gather: makes the task's rows of many that were read (the events of a user, the points of a series) and says to which
             part each belongs: from rows and the split of the recipe, or None where all are of one part, whose name then
-            does not matter. `columns` are those of the rows read.
+            does not matter. `columns` are those of the rows read. What it returns in the end are sentences for the story.
         check: refuses (DataError) a row whose answer cannot be learned, given its values and its place in the file.
     """
 
@@ -62,7 +65,7 @@ class RowForm:
     beside: tuple[str, ...] = ()
     telling: tuple[str, ...] = ()
     alike: bool = True
-    gather: Callable[[Iterator[Row], Split | None], Iterator[tuple[Part, Row]]] | None = None
+    gather: Callable[[Iterator[Row], Split | None], Gathering] | None = None
     check: Callable[[Mapping[str, Any], str], object] | None = None
 
     @property

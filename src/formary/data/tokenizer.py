@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from formary import durable
 from formary.data.alphabets import BYTE_TOKEN, byte_level_bytes, bytes_pre_tokenizer, each_character, is_cjk, state_of
@@ -26,7 +26,7 @@ from formary.data.tokenizer_files import read_files
 from formary.data.vocabulary import trained
 from formary.recipe import schema
 
-__all__ = ["ROLES", "IntArray", "StreamDecoder", "Tokenizer", "is_cjk", "load", "train", "wordless"]
+__all__ = ["ROLES", "IntArray", "StreamDecoder", "Tokenizer", "is_cjk", "load", "names_as_tokens", "train", "wordless"]
 
 IntArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -222,6 +222,16 @@ def train(texts: Iterable[str], recipe: schema.Tokenizer, *, task: str) -> Token
 def wordless() -> Tokenizer:
     """The tokenizer of what reads no words (pictures, series): a vocabulary of nothing."""
     return Tokenizer(tokenizers.Tokenizer(models.WordLevel({}, unk_token="")))
+
+
+def names_as_tokens(names: Sequence[str], roles: Mapping[str, str]) -> Tokenizer:
+    """A token for each of the names of some things, after the special ones by role; a text of them has one a line."""
+    vocab = {name: number for number, name in enumerate([*roles.values(), *names])}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=roles["unk"]))
+    backend.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in roles.values()])
+    return Tokenizer(backend, {f"{role}_token": name for role, name in roles.items()})
 
 
 def load(path: Path | str) -> Tokenizer:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from formary.data.duplicates import NearDuplicates
-from formary.evaluate import choices, labels, spans, tags, texts, vectors
-from formary.evaluate.labels import LOWER_IS_BETTER
+from formary.evaluate import choices, labels, ranking, spans, tags, texts, vectors
+from formary.evaluate.labels import LOWER_IS_BETTER as LABELS_LOWER
 from formary.recipe.schema import Evaluate
 from formary.tasks.protocol import Answer, LabelledTask, Row
 
 Answers = Sequence[Answer]
+
+LOWER_IS_BETTER = (*LABELS_LOWER, *ranking.LOWER_IS_BETTER)
+"""The metrics of which less is better."""
 
 LEAK_FREE = "without near-duplicates"
 """In the protocol of a metric on the rows that nearly repeat no training row."""
@@ -194,6 +197,12 @@ def _question_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row])
     return choices.question_baselines([task.question(row) for row in training], [task.question(row) for row in rows])
 
 
+def _ranking_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    return ranking.metrics(rows, answers, items=task.choices, settings=settings, where=where)
+
+
 def _suite(module: Measuring) -> Suite:
     """The suite of a module that measures rows as they are."""
     return Suite(
@@ -211,6 +220,7 @@ SUITES: dict[str, Suite] = {
     "multiple_choice": Suite(_question_metrics, _question_details, _question_baselines),
     "texts": Suite(_text_metrics, _text_details, _text_baselines),
     "vectors": _suite(vectors),
+    "ranking": Suite(_ranking_metrics, lambda task, rows, answers: ranking.details(rows, answers), ranking.baselines),
 }
 
 

@@ -161,6 +161,10 @@ class ModelConfig:
     image_size: int | None = None  # side of a square picture in pixels, as are those of its patches
     patch_size: int | None = None
     channels: int = 3
+    features: int = 0  # numbers that are known of each token (vectors of items' texts), beside what is learned
+    features_alone: float = (
+        0.0  # share of the tokens for which a training step has nothing else; 1: nothing else exists
+    )
     initialisation: Initialisation = "gpt2"
     bos_id: int | None = None
     eos_id: int | None = None

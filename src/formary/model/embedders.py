@@ -34,10 +34,16 @@ class TextEmbedder(nn.Module):
         self.register_buffer("sinusoids", sinusoidal, persistent=False)
         self.types = nn.Embedding(config.token_types, stack.width) if config.token_types else None
         self.norm = nn.LayerNorm(stack.width, eps=stack.norm_eps) if config.embedding_norm else None
+        self.known = Features(config, stack) if config.features else None
+
+    def vectors(self, tokens: Tensor | None = None) -> Tensor:
+        """(..., width) of token ids, or (vocab_size, width) of all: what is learned of them and what is known."""
+        learned: Tensor = self.tokens.weight if tokens is None else self.tokens(tokens)
+        return learned if self.known is None else self.known(learned, tokens)
 
     def forward(self, tokens: Tensor, *, positions: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """Vectors (batch, seq, width) for token ids (batch, seq); positions count from 0."""
-        vectors: Tensor = self.tokens(tokens)
+        vectors = self.vectors(tokens)
         if self.scale != 1.0:
             vectors = vectors * self.scale
         if positions is None:
@@ -67,6 +73,29 @@ class ValueEmbedder(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """One (batch, seq, kv_heads x head_width) for each table, for token ids (batch, seq)."""
         return self.tables(tokens).chunk(self.count, dim=-1)
+
+
+class Features(nn.Module):
+    """What is known of tokens before anything is learned, such as vectors of items' texts, brought to the width.
+
+    In training the learned vectors of some are left out, so that what is known suffices by itself (DropoutNet, Volkovs et
+    al. 2017, section 3.2); tokens of which nothing is known always keep theirs.
+    """
+
+    def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
+        super().__init__()
+        self.alone = config.features_alone
+        self.table = nn.Parameter(torch.zeros(config.vocab_size, config.features), requires_grad=False)
+        self.projection = nn.Linear(config.features, stack.width)
+
+    def forward(self, learned: Tensor, tokens: Tensor | None) -> Tensor:
+        """Learned vectors (..., width) of token ids, or of all where None, and what is known of them."""
+        features = self.table if tokens is None else self.table[tokens]
+        known = features.any(dim=-1, keepdim=True)
+        alone = self.alone if self.training or self.alone == 1.0 else 0.0
+        if alone:
+            learned = learned.masked_fill(known & (torch.rand(known.shape, device=known.device) < alone), 0.0)
+        return learned + self.projection(features) * known
 
 
 class PatchEmbedder(nn.Module):

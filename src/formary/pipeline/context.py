@@ -47,6 +47,10 @@ class Context:
     def tokenizer(self) -> Path:
         return self.folder / "data" / "tokenizer"
 
+    @property
+    def catalogue(self) -> Path:
+        return self.folder / "data" / "items"
+
     def tokens(self, split: str) -> Path:
         return self.folder / "data" / "tokens" / split
 

@@ -53,6 +53,8 @@ def check_model(recipe: Recipe, base: Path) -> None:
                 f"train.ramp: is for packed text (causal_lm), and the task is {recipe.task}; leave it out"
             )
         ramp_lengths(recipe.train.ramp.first, recipe.train.context)
+    if recipe.data.items is not None and not hasattr(task, "describe"):
+        raise RecipeError(f"data.items: task {recipe.task} names no items that could be described; leave it out")
     if recipe.model.start is not None:
         if labelled:
             _check_switches(recipe)

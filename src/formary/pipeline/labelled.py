@@ -198,14 +198,21 @@ def _task_and_network(
     context: Context, kind: type[LabelledTask], words: Tokenizer, rows: list[dict[str, Any]]
 ) -> tuple[LabelledTask, Network]:
     from formary.model.topologies import build, with_head
+    from formary.pipeline.catalogue import catalogue_rows, catalogue_vectors
     from formary.pipeline.model import loaded_start
+
+    def learned(start: ModelConfig | None) -> LabelledTask:
+        task = kind.learn(recipe, words, rows, start=start)
+        if hasattr(task, "describe") and recipe.data.items is not None:
+            task.describe([row["item"] for row in catalogue_rows(context)], catalogue_vectors(context))
+        return task
 
     recipe = context.recipe
     if recipe.model.start is None:
-        task = kind.learn(recipe, words, rows, start=None)
+        task = learned(None)
         return task, build(task.model_config(), seed=recipe.train.seed)
     start = loaded_start(context, words)
-    task = kind.learn(recipe, words, rows, start=start.config)
+    task = learned(start.config)
     return task, with_head(start, _switched(task.head(start.config), recipe), seed=recipe.train.seed)
 
 

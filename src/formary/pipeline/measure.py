@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,26 @@ def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answ
         if answers or Path(given).suffix in (".jsonl", ".csv", ".tsv", ".parquet", ".json", ".txt"):
             raise FormaryError(f"{given}: there is no such file of rows")
         return [{task.asks[0]: given}]
+    if task.form.gather is not None and (found := _gathered(task, given, columns)):
+        return found
     # What rows of several forms need, such as conversations, the task sees when it reads them.
-    needed = task.form.columns if answers else tuple(name for name in task.asks if name in task.form.columns)
+    needed = (
+        task.form.columns
+        if answers and task.form.gather is None
+        else tuple(name for name in task.asks if name in task.form.columns)
+    )
     return [row.values for row in read([given], columns=columns, documents="line", required=needed)]
+
+
+def _gathered(task: LabelledTask, given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The task's rows of a file of what they are made of, such as events; [] where the file has those rows already."""
+    assert task.form.gather is not None
+    source = read([given], columns=columns, documents="line", required=())
+    first = next(source, None)
+    if first is None or not all(name in first.values for name in task.form.columns):
+        return []
+    rows = (task.form.checked(row) for row in chain([first], source))
+    return [row.values for _, row in task.form.gather(rows, None)]
 
 
 def write_answers(path: Path, rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from formary import durable
 from formary.evaluate.interval import Interval
-from formary.evaluate.labels import LOWER_IS_BETTER as LABELLED_LOWER
+from formary.evaluate.labelled import LOWER_IS_BETTER as LABELLED_LOWER
 from formary.pipeline import figures
 from formary.pipeline.incidents import post_mortem
 from formary.pipeline.page import PAGE, STYLE, framed
@@ -43,6 +43,7 @@ TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the mode
     "chat": ("text-generation", "AutoModelForCausalLM", "answers in a conversation"),
     "preference": ("text-generation", "AutoModelForCausalLM", "answers as people prefer"),
     "multiple_choice": ("multiple-choice", "AutoModelForMultipleChoice", "chooses an answer"),
+    "next_item": ("other", "AutoModel", "recommends what a user takes next"),
     "embed": ("sentence-similarity", "AutoModel", "turns texts into vectors"),
 }
 WRITES = ("causal_lm", "masked_lm", "denoise", "translate", "chat")  # tasks whose answer goes on from, or is, text

@@ -232,6 +232,9 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
     data = recipe.data
     paths = expand([*data.sources, *data.validation, *data.test], base)
     extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start]
+    if data.items is not None:
+        paths += expand(data.items.sources, base)
+        extra.append(data.items.vectors)
     paths += [path for name in extra if name and (path := existing(name, base))]
     known = durable.read_json(folder / _FINGERPRINTS)
     found: dict[str, str] = {}

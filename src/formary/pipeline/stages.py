@@ -1,6 +1,6 @@
 """The stages of a run, in order, each with what it depends on and what it does.
 
-documents -> tokenizer -> tokens -> train -> evaluate -> report. A stage reads and writes the run folder only; the
+documents -> items -> tokenizer -> tokens -> train -> evaluate -> report. A stage reads and writes the run folder only; the
 work itself is done by the rooms below. Nothing heavy is imported until a stage really runs.
 """
 
@@ -26,6 +26,7 @@ class Stage:
     work: Callable[[Context], float | None]  # the seconds that earlier, interrupted goes had put into it
     leaves: tuple[str, ...]  # in the run folder; when one of them is gone the stage is done again
     for_rows: bool = True  # whether labelled tasks have it
+    wanted: Callable[[Recipe], bool] = lambda recipe: True  # whether a recipe asks for it at all
     together: bool = False  # whether all processes of a run work at it; the leader alone does the others
 
 
@@ -90,9 +91,16 @@ def _size(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
+def _items(context: Context) -> None:
+    from formary.pipeline.catalogue import write_catalogue
+
+    write_catalogue(context)
+
+
 def _tokenizer(context: Context) -> None:
     from formary.data import tokenizer
     from formary.data.shards import read_texts
+    from formary.pipeline.catalogue import catalogue_rows
     from formary.pipeline.labelled import texts_of
     from formary.pipeline.model import tokenizer_of
     from formary.tasks.registry import labelled_task
@@ -104,7 +112,8 @@ def _tokenizer(context: Context) -> None:
     if path:
         made = tokenizer_of(context, path)
     elif vocabulary:
-        made, source = vocabulary(recipe, context.rows_of("train")), "what the training rows hold"
+        rows = [*context.rows_of("train"), *catalogue_rows(context)]
+        made, source = vocabulary(recipe, rows), "what the training rows hold"
     elif task:
         texts = texts_of(context.rows_of("train"))
         made = tokenizer.train(texts, settings, task=task.special_tokens(recipe))
@@ -210,11 +219,24 @@ STAGES: tuple[Stage, ...] = (
         "documents",
         "read, clean and split the data",
         lambda recipe: recipe.data.model_dump(
-            exclude={"tokenizer": True, "words": True, "split": set() if recipe.data.split.folds else {"folds", "fold"}}
+            exclude={
+                "tokenizer": True,
+                "words": True,
+                "items": True,
+                "split": set() if recipe.data.split.folds else {"folds", "fold"},
+            }
         ),
         _documents,
         ("data/documents/story.json", *(f"data/documents/{split}.jsonl" for split in SPLITS)),
         together=True,
+    ),
+    Stage(
+        "items",
+        "turn the texts of the items into vectors",
+        lambda recipe: recipe.data.items.model_dump() if recipe.data.items else None,
+        _items,
+        ("data/items/items.jsonl", "data/items/vectors.safetensors"),
+        wanted=lambda recipe: recipe.data.items is not None,
     ),
     Stage(
         "tokenizer",
@@ -268,4 +290,4 @@ STAGES: tuple[Stage, ...] = (
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages that a recipe goes through."""
-    return tuple(stage for stage in STAGES if stage.for_rows or recipe.pretrains)
+    return tuple(stage for stage in STAGES if (stage.for_rows or recipe.pretrains) and stage.wanted(recipe))

@@ -12,7 +12,16 @@ from formary.tasks.protocol import LabelledTask
 
 Row = Mapping[str, Any]
 
-_SAID = ("label", "labels", "value", "answer", "choice", "text", "tags")  # what an answer may hold, the first counts
+_SAID = (
+    "label",
+    "labels",
+    "value",
+    "answer",
+    "choice",
+    "text",
+    "tags",
+    "items",
+)  # what an answer may hold, the first counts
 _LONGEST = 500  # characters of a row or an answer
 
 
@@ -42,6 +51,8 @@ def told(row: Row, answer: Mapping[str, Any]) -> str:
             return f"{answer['preferred']} (by {abs(answer['margin']):.3f})"
         return f"a vector of {len(answer['vector']):,} numbers" if "vector" in answer else ""
     said = answer[name]
+    if name == "items":
+        return ", ".join(str(entry["item"]) for entry in said)
     if name == "tags":
         words = answer.get("tokens", row.get("tokens"))
         return " ".join(f"{word}/{tag}" for word, tag in zip(words, said)) if words else ", ".join(said)

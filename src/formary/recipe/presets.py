@@ -62,6 +62,28 @@ _T5: dict[str, Any] = {
     "initialisation": "t5",
 }
 
+# The published sizes for MovieLens: Kang and McAuley 2018, section 4.1; Sun et al. 2019, section 4.4.
+_SASREC: dict[str, Any] = {
+    "activation": "relu",
+    "position": "learned",
+    "topology": "decoder",
+    "initialisation": "bert",
+    "layers": 2,
+    "width": 64,
+    "heads": 2,
+    "ffn_width": 64,
+    "dropout": 0.2,
+}
+_BERT4REC: dict[str, Any] = {
+    **_BERT,
+    "token_types": 0,
+    "pooler": False,
+    "layers": 2,
+    "width": 64,
+    "heads": 2,
+    "dropout": 0.1,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt-mini": {**_MODERN, "layers": 6, "width": 256},
     "fast": {**_MODERN, "layers": 6, "width": 256},
@@ -73,6 +95,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "seq2seq-mini": {**_T5, "layers": 3, "width": 256},
     "bart-base": {**_BART, "layers": 6, "width": 768, "heads": 12},
     "t5-small": {**_T5, "layers": 8, "width": 512, "heads": 6, "head_width": 64, "ffn_width": 1024},
+    "sasrec-mini": _SASREC,
+    "bert4rec-mini": _BERT4REC,
 }
 
 # What a preset says of training from scratch, where the recipe does not; benchmarks/switches.py measures it.

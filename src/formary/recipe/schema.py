@@ -55,8 +55,18 @@ class Split(Section):
     """How rows are divided; by hash they stay where they are when data is added."""
 
     by: Literal["hash", "order"] = Field("hash", description="hash of the row (or group), or the file's own order")
-    validation: float = Field(0.05, ge=0, lt=1, description="share of the rows")
-    test: float = Field(0.05, ge=0, lt=1, description="share of the rows")
+    validation: float = Field(
+        0.05, ge=0, lt=1, description="share of the rows; of events (next_item), above 0: each user's last but one item"
+    )
+    test: float = Field(
+        0.05, ge=0, lt=1, description="share of the rows; of events (next_item), above 0: each user's last item"
+    )
+    cold: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="next_item: share of the items that no training row has, for test, and as many for validation; only they are held out then",
+    )
     group: str | None = Field(None, description="column whose equal values stay together")
     salt: str = Field("formary", description="another salt gives another split")
     folds: int | None = Field(
@@ -97,6 +107,18 @@ class Augment(Section):
     copies: int = Field(1, ge=1, description="augmented copies per row, beside the original")
 
 
+class Items(Section):
+    """What is known of the things that rows name: a table with a text for each item."""
+
+    sources: list[str] = Field(description="files, folders or globs, as data.sources")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our name (item, text): your column, or a text of several, as data.columns"
+    )
+    vectors: str = Field(
+        description="the model that turns texts into vectors: a model folder, a hub id, package:NAME/path, or the model of recipe:NAME"
+    )
+
+
 class Data(Section):
     """Where the rows come from and how they become tokens."""
 
@@ -114,6 +136,7 @@ class Data(Section):
     )
     encoding: str = Field("utf-8", description="of text files")
     max_rows: int | None = Field(None, ge=1, description="read at most this many rows")
+    items: Items | None = Field(None, description="next_item: texts of items, so that new ones can be recommended")
     clean: Clean = Clean()
     split: Split = Split()
     tokenizer: Tokenizer = Tokenizer()
@@ -207,6 +230,20 @@ class Objective(Section):
     )
     beta: float = Field(0.1, gt=0, description="preference: strength of the pull to the model it starts from (DPO)")
     temperature: float = Field(0.05, gt=0, description="embed: of the contrastive softmax")
+    item_loss: Literal["softmax", "sampled_softmax", "bce", "bpr"] = Field(
+        "softmax",
+        description="next_item: against all items (softmax), or against drawn ones: one softmax (sampled_softmax), each by itself (bce, as SASRec), by pairs (bpr)",
+    )
+    negatives: int = Field(
+        1, ge=1, description="next_item: items drawn against each right one; sampled_softmax: against all of a batch"
+    )
+    exclude_seen: bool = Field(True, description="next_item: never recommend what the user had before")
+    described_alone: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="next_item with data.items: share of the items whose learned vector is left out in a step (DropoutNet); 1: vectors from texts stand in place of learned ones",
+    )
     normalise: Literal["none", "length", "bytes"] = Field(
         "none",
         description="multiple_choice, causal models: divide a choice's log-likelihood by its tokens or its bytes",
@@ -309,6 +346,11 @@ class Evaluate(Section):
     ngram_order: int = Field(5, ge=1, le=8)
     bootstrap: int = Field(1000, ge=100, description="resamples behind each 95 % interval")
     max_tokens: int | None = Field(None, ge=1, description="evaluate at most this many test tokens; null: all")
+    sampled: int | None = Field(
+        None,
+        ge=1,
+        description="next_item: also as if each right item were ranked among so many others drawn at random, not all",
+    )
     near_duplicates: float = Field(
         0.8, gt=0, lt=1, description="test rows this similar to a training row are counted, and scored without"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 BODY_BYTES = 4 * 2**20
 PROMPTS = 2048  # of one request: prompts, texts to embed, rows to answer
+LISTED = 1000  # items that a recommendation lists
 CHOICES = 2048  # prompts times n
 CHARACTERS_PER_TOKEN = 64  # no text has more; one that would need it is too long before its tokens are counted
 ROW_CHARACTERS = 2**18

@@ -26,6 +26,7 @@ from formary.tasks.protocol import WritingTask
 
 _ROW = re.compile(r"\brow (\d+)")
 _BYTES_PER_TOKEN = 3
+_OPTIONS = {"texts": ("beams", "max_tokens"), "ranking": ("k", "exclude_seen")}  # by the kind of answers they go with
 
 
 async def predicted(served: Served, body: PredictRequest, key: str) -> dict[str, Any]:
@@ -36,11 +37,14 @@ async def predicted(served: Served, body: PredictRequest, key: str) -> dict[str,
     """
     served.must("predict")
     _check_lengths(body.inputs, "inputs")
-    options = {name: getattr(body, name) for name in ("beams", "max_tokens") if getattr(body, name) is not None}
-    written = served.task is not None and served.model.task.answers == "texts"
-    if options and not written:
-        name = next(iter(options))
-        raise ApiError(400, f"{name}: this model's task does not write", param=name, code="unsupported_field")
+    options = {
+        name: getattr(body, name) for names in _OPTIONS.values() for name in names if getattr(body, name) is not None
+    }
+    kind = served.model.task.answers if served.task is not None else ""
+    written = kind == "texts"
+    if other := next((name for name in options if name not in _OPTIONS.get(kind, ())), None):
+        does = "write" if other in _OPTIONS["texts"] else "recommend"
+        raise ApiError(400, f"{other}: this model's task does not {does}", param=other, code="unsupported_field")
     if served.task is None:
         if wrong := next((n for n, row in enumerate(body.inputs) if not isinstance(row, str)), None) is not None:
             raise ApiError(400, f"inputs[{wrong}]: must be a text with [MASK]", param=f"inputs[{wrong}]")

@@ -425,6 +425,12 @@ class PredictRequest(BaseModel):
     max_tokens: Annotated[int, Field(ge=1, le=limits.MAX_TOKENS)] | None = Field(
         None, description="For tasks that write."
     )
+    k: Annotated[int, Field(ge=1, le=limits.LISTED)] | None = Field(
+        None, description="For tasks that recommend: how many items; 10 if unsaid."
+    )
+    exclude_seen: bool | None = Field(
+        None, description="For tasks that recommend: leave out the items of the history; as trained if unsaid."
+    )
 
 
 class TokenizeRequest(Body):

@@ -71,7 +71,8 @@ class Served:
     def abilities(self) -> tuple[Ability, ...]:
         """Which routes it can answer."""
         found: list[Ability] = []
-        if writes(self.model.network):
+        ranks = self.task is not None and self.model.task.answers == "ranking"  # its tokens are things, no words
+        if writes(self.model.network) and not ranks:
             found.append("completions")
             if self.model.chat_template is not None:
                 found.append("chat")

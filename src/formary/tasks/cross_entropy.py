@@ -20,7 +20,7 @@ _CHUNK_LOGITS = 1 << 23  # logits held at a time: 16 MB in float32; fewer, and t
 
 
 def cross_entropy(
-    head: LanguageHead, hidden: Tensor, targets: Tensor, *, smoothing: float = 0.0
+    head: LanguageHead, hidden: Tensor, targets: Tensor, *, smoothing: float = 0.0, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood in nats, and how many targets were scored.
 
@@ -28,10 +28,15 @@ def cross_entropy(
         hidden: (batch, seq, width), before the head.
         targets: token ids (batch, seq); `IGNORED` where nothing is predicted, and no logits are computed there.
         smoothing: share of the target's probability spread over the vocabulary (Szegedy et al. 2016, section 7).
+        weight: in place of the head's matrix (vocab_size, width): another, or its first rows where only those compete.
     """
     scored = targets != IGNORED
     count = scored.sum()
-    if head._forward_hooks and torch.is_grad_enabled():  # who watches the head is to see whole rows go through it
+    matrix = head.weight if weight is None else weight
+    bias = head.bias if head.bias is None or len(head.bias) == len(matrix) else head.bias[: len(matrix)]
+    if (
+        weight is None and head._forward_hooks and torch.is_grad_enabled()
+    ):  # who watches the head is to see whole rows go through it
         logits = head(hidden).float().flatten(0, -2)
         loss = F.cross_entropy(
             logits, targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
@@ -39,7 +44,7 @@ def cross_entropy(
         return loss, count
     hidden = hidden[scored] if not bool(scored.all()) else hidden.flatten(0, -2)
     loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        head.prepare(hidden), head.weight, head.bias, targets[scored], smoothing, head.cap
+        head.prepare(hidden), matrix, bias, targets[scored], smoothing, head.cap
     )
     return loss, count
 

@@ -13,6 +13,7 @@ from formary.tasks.denoise import Denoise
 from formary.tasks.embed import Embed
 from formary.tasks.masked_lm import MaskedLM
 from formary.tasks.multiple_choice import MultipleChoice
+from formary.tasks.next_item import NextItem
 from formary.tasks.preference import Preference
 from formary.tasks.protocol import LabelledTask, PretrainingTask
 from formary.tasks.tag import Tag
@@ -28,6 +29,7 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "chat": Chat,
     "preference": Preference,
     "multiple_choice": MultipleChoice,
+    "next_item": NextItem,
 }
 
 
