@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "train": Command("formary.cli.run", "train", "Only up to the trained model"),
         "evaluate": Command("formary.cli.run", "evaluate", "Measure a run's or any model, beside its baselines"),
         "top": Command("formary.cli.top", "top", "Watch runs live: curves, rate, time left, memory"),
+        "tune": Command("formary.cli.tune", "tune", "Choose batch and learning rate for a recipe on this machine"),
         "search": Command("formary.cli.search", "search", "Try settings of a recipe and keep the best"),
         "report": Command("formary.cli.run", "report", "Only write the report of a run again"),
     },

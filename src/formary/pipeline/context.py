@@ -37,7 +37,7 @@ class Context:
     processes: Processes = ALONE  # this one among those of the run
     data: Mapping[str, str] = field(default_factory=dict)  # hashes of the data files by path
     allow_changed: bool = False  # go on with what a training on other data or of another recipe has learned
-    trainer: Callable[..., Progress] | None = None  # in place of `train.loop.train`, with its arguments
+    trainer: Callable[..., Progress] | None = None  # in place of `train.loop.train`, with its arguments and `remade`
 
     @property
     def documents(self) -> Path:

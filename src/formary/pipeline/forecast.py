@@ -20,6 +20,7 @@ from formary.errors import FormaryError
 from formary.pipeline.context import Context
 
 if TYPE_CHECKING:
+    from formary.recipe import Recipe
     from formary.train.forecast import Forecast
 
 FORECAST, MEASURED = "forecast.json", "measured.json"
@@ -69,13 +70,7 @@ def foretell(
 
     file = bundled.find(recipe)
     made, base = read(file, overrides), file.parent
-    if start := bundled.starting_recipe(made, base):
-        trained_start = bundled.run_folder(read(start)) / "model" / "model.safetensors"
-        if not trained_start.exists():
-            raise FormaryError(
-                f"model.start: {made.model.start} is not trained yet, and how long this training takes depends on it; run "
-                f"it first: formary run {start.stem}"
-            )
+    check_start(made, base)
     place = folder or bundled.run_folder(made)
     quiet = console or Console(quiet=True)
     run(recipe, overrides=overrides, folder=folder, until="prepare", console=quiet)
@@ -106,6 +101,23 @@ def foretell(
         told = {name: value for name, value in asdict(foretold).items() if name != "folder"}
         durable.write_json(place / FORECAST, {"key": keys["train"], **told})
     return foretold
+
+
+def check_start(recipe: Recipe, base: Path) -> None:
+    """Refuse a recipe whose training cannot be looked at yet.
+
+    Raises:
+        FormaryError: it starts from the model of another recipe, which is not trained yet.
+    """
+    from formary.recipe import bundled, read
+
+    if start := bundled.starting_recipe(recipe, base):
+        trained_start = bundled.run_folder(read(start)) / "model" / "model.safetensors"
+        if not trained_start.exists():
+            raise FormaryError(
+                f"model.start: {recipe.model.start} is not trained yet, and how this training goes depends on it; run "
+                f"it first: formary run {start.stem}"
+            )
 
 
 def measured_training(context: Context, seconds: float) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from formary.infer.loaded import Model
     from formary.model.config import ModelConfig
     from formary.model.topologies import Network
-    from formary.recipe.schema import Recipe
+    from formary.recipe.schema import Recipe, Train
     from formary.tasks.protocol import Batches, LabelledTask
     from formary.train.machine import Runtime
 
@@ -69,11 +69,15 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         task.remember(network.to(settled.device), [*examples, *validation], precision=settled.autocast)
     if not validation:
         context.console.print("  no validation rows: the last weights will count as the best")
+
+    def remade(numbers: Train) -> Batches:
+        return RowBatches(task, examples, numbers)
+
     settings = settle(
         task.loss,
         network,
         settings=recipe.train,
-        batches=lambda numbers: RowBatches(task, examples, numbers),
+        batches=remade,
         longest=lambda count: task.collate(nlargest(count, examples, key=lambda example: len(example.inputs))),
         cuttable=not getattr(task, "contrasts", False),
         runtime=settled,
@@ -97,6 +101,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         network,
         words,
         batches=batches,
+        remade=remade,
         validation=(lambda: in_batches(task, validation)) if validation else None,
         settings=settings,
         runtime=settled,

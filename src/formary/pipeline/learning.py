@@ -26,6 +26,7 @@ def learn(
     tokenizer: Tokenizer,
     *,
     batches: Batches,
+    remade: Callable[[Train], Batches],
     validation: Callable[[], Iterable[Batch]] | None,
     settings: Train,
     runtime: Runtime,
@@ -34,7 +35,11 @@ def learn(
     score: Callable[[Network], tuple[str, float]] | None = None,
     sample: Callable[[Network], str] | None = None,
 ) -> Progress:
-    """Train `network` in the run folder as the recipe says; arguments and errors are those of `train.loop.train`."""
+    """Train `network` in the run folder as the recipe says; arguments and errors are those of `train.loop.train`.
+
+    Args:
+        remade: the batches as other settings make them, for a `context.trainer` that tries some.
+    """
     from formary.pipeline.model import describer
     from formary.pipeline.resuming import checkpoint_folder
     from formary.pipeline.seeing import seeing
@@ -61,6 +66,7 @@ def learn(
             watch=context.watch,
             private=private,
             seeing=seen,
+            **({"remade": remade} if context.trainer else {}),
         )
 
 

@@ -58,11 +58,15 @@ def train_text(context: Context) -> float:
     if validation.tokens < 2:
         context.console.print("  no validation text: the last weights will count as the best")
     training = open_tokens(context, "train")
+
+    def remade(numbers: Train) -> Batches:
+        return _with(recipe, numbers, tokenizer).training_batches(training)
+
     settings = settle(
         task.loss,
         network,
         settings=recipe.train,
-        batches=lambda numbers: _with(recipe, numbers, tokenizer).training_batches(training),
+        batches=remade,
         runtime=settled,
         run=context.folder,
         key=context.keys["train"],
@@ -87,6 +91,7 @@ def train_text(context: Context) -> float:
         network,
         tokenizer,
         batches=batches,
+        remade=remade,
         validation=(lambda: task.validation_batches(validation, max_tokens=recipe.train.validation_tokens))
         if validation.tokens > 1
         else None,

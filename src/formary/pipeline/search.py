@@ -427,14 +427,14 @@ def _write_best(folder: Path, recipe: Recipe, path: Path, overrides: Sequence[st
     """The recipe with the best settings: whole, named NAME-best, its paths as they are seen from its own folder."""
     best = _with(path, overrides, summary["settings"])
     values = best.model_copy(update={"name": f"{recipe.name}-best", "run_folder": None, "search": recipe.search})
-    moved = _moved(values, path.parent, folder)
+    there = moved(values, path.parent, folder)
     head = [f"# The best of {len(summary['trials'])} trials of {path.name}: {summary['metric']} {summary['value']:.4f}"]
     head += [f"#   {field}: {plain(value)}" for field, value in summary["settings"].items()]
-    durable.write_text(folder / "best.yaml", "\n".join(head) + "\n\n" + to_yaml(moved))
+    durable.write_text(folder / "best.yaml", "\n".join(head) + "\n\n" + to_yaml(there))
     return folder / "best.yaml"
 
 
-def _moved(recipe: Recipe, base: Path, folder: Path) -> Recipe:
+def moved(recipe: Recipe, base: Path, folder: Path) -> Recipe:
     """The recipe with its relative paths counted from another folder; ids and files of packages are no paths."""
 
     def seen(name: str) -> str:

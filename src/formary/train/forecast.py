@@ -81,6 +81,7 @@ def probe(loss_of: Any, network: Any, *, settings: Train, runtime: Runtime, batc
     sample, validation = given.get("sample"), given.get("validation")
     given |= {"console": Console(quiet=True), "watch": None}
     given.pop("seeing", None)
+    given.pop("remade", None)
     reset_peak()
     with tempfile.TemporaryDirectory(prefix=".writing-probe-", dir=given["run"]) as folder:
         place, wanted = Path(folder), STEPS
