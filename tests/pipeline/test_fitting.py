@@ -14,6 +14,17 @@ from formary.tasks.registry import LABELLED, PRETRAINING
 
 OF_TOPOLOGY = {"encoder": "bert-mini", "decoder": "gpt-mini", "encoder_decoder": "seq2seq-mini"}
 TASKS = {**PRETRAINING, **LABELLED}
+QUESTION = {"question": "a", "choices": ["b", "c"], "answer": 0}
+ROWS = {
+    "classify": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}],
+    "tag": [{"tokens": ["a", "b"], "tags": ["x", "y"]}],
+    "answer_span": [{"question": "a", "context": "b", "answers": {"text": ["b"], "answer_start": [0]}}],
+    "multiple_choice": [QUESTION, QUESTION],
+    "embed": [{"text": "a", "positive": "b"}] * 2,
+    "next_item": [{"user": "a", "history": ["b", "c"]}],
+    "translate": [{"source": "a", "target": "b"}],
+    "chat": [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+}
 
 
 def recipe(task, model, context=32, overrides=()):
@@ -35,6 +46,7 @@ def started(tmp_path_factory):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_takes_the_presets_and_models_of_its_topologies_and_no_others(started, name, topology):
     fits, needs_start = topology in TASKS[name].topologies, getattr(TASKS[name], "needs_start", False)
+    fits = fits and getattr(TASKS[name], "embedder", "tokens") == "tokens"
     for field, model in (
         ("preset", f"{{preset: {OF_TOPOLOGY[topology]}}}"),
         ("start", f"{{start: {started / topology}}}"),
@@ -48,7 +60,23 @@ def test_a_task_takes_the_presets_and_models_of_its_topologies_and_no_others(sta
                 check_model(asked, started)
 
 
-@pytest.mark.parametrize("name", sorted(set(LABELLED) - {"preference"}))
+def test_a_task_of_pictures_takes_models_of_patches_and_a_task_of_texts_none(tmp_path):
+    vit = {"layers": 1, "image_size": 8}
+    checkpoint.save(tmp_path, build(preset("vit-mini", vocab_size=0, context=5, switches=vit), seed=0))
+    for model in ("{preset: vit-mini}", f"{{start: {tmp_path}}}"):
+        check_model(recipe("classify_image", model, context=256), tmp_path)
+        with pytest.raises(
+            RecipeError, match=r"classify needs an encoder or a decoder, and .* is an encoder of patches"
+        ):
+            check_model(recipe("classify", model), tmp_path)
+
+
+def test_pictures_are_changed_only_where_there_are_some():
+    with pytest.raises(RecipeError, match=r"train\.augment: changes pictures, and task classify reads none"):
+        check_model(recipe("classify", "{preset: bert-mini}", overrides=["train.augment.crop=2"]), None)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
 def test_topologies_are_those_that_a_task_can_build(name):
     task = LABELLED[name]
     for topology, of in OF_TOPOLOGY.items():
@@ -63,19 +91,6 @@ def test_topologies_are_those_that_a_task_can_build(name):
             assert topology not in task.topologies
         else:
             assert topology in task.topologies
-
-
-QUESTION = {"question": "a", "choices": ["b", "c"], "answer": 0}
-ROWS = {
-    "classify": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}],
-    "tag": [{"tokens": ["a", "b"], "tags": ["x", "y"]}],
-    "answer_span": [{"question": "a", "context": "b", "answers": {"text": ["b"], "answer_start": [0]}}],
-    "multiple_choice": [QUESTION, QUESTION],
-    "embed": [{"text": "a", "positive": "b"}] * 2,
-    "next_item": [{"user": "a", "history": ["b", "c"]}],
-    "translate": [{"source": "a", "target": "b"}],
-    "chat": [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-}
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ _BATCH_ROWS, _BATCH_CHARS = 1024, 2**20  # near-duplicates are looked for in bat
 
 _CONFLICTS = "conflicting labels"
 _OTHER_TASK = "rows of another task"
+_UNREADABLE = "unreadable"
 _TOGETHER = ("duplicates", _CONFLICTS)  # steps that remember earlier rows
 # Cleaning that would change a composed text.
 _UNCHANGED: dict[str, Any] = {
@@ -88,6 +89,7 @@ class Cleaner:
         self._seen = HashSet()  # keys of texts
         self._answered = HashSet()  # of texts with their answers, of the rows that stay
         self._row = Row({}, "")  # the one being cleaned, for the duplicates steps
+        self._why = ""  # it cannot be read
         self._conflicts = False  # whether its text has stayed before
         self._before: list[StepCount] = []  # what was done to the rows before they came here
         first, last = self._steps()
@@ -143,6 +145,8 @@ class Cleaner:
         first: list[tuple[str, Step]] = []
         if self.form.telling:
             first.append((_OTHER_TASK, self._of_this_task))
+        if self.form.unreadable is not None:
+            first.append((_UNREADABLE, self._readable))
         if settings.repair:
             first.append(("repair", repair))
         if settings.unicode != "none":
@@ -190,7 +194,8 @@ class Cleaner:
                     count.dropped += 1
                     if len(count.examples) < _EXAMPLES:
                         answer = f" ({self._answer(row)})" if count.step == _CONFLICTS else ""
-                        count.examples.append(f"{row.origin}: {self._excerpt(text)}{answer}")
+                        said = self._why if count.step == _UNREADABLE else self._excerpt(text)
+                        count.examples.append(f"{row.origin}: {said}{answer}")
                     break
                 if result is not text and result != text:
                     count.changed += 1
@@ -206,6 +211,11 @@ class Cleaner:
 
     def _of_this_task(self, text: str) -> str | None:
         return text if all(self._row.values.get(name) is not None for name in self.form.telling) else None
+
+    def _readable(self, text: str) -> str | None:
+        assert self.form.unreadable is not None
+        self._why = self.form.unreadable(self._row.values) or ""
+        return None if self._why else text
 
     def _of_right_length(self, text: str) -> str | None:
         settings = self.settings

@@ -109,7 +109,7 @@ def write_documents(
         "bytes_read": sum(given.source.bytes_done for given in inputs),
         "rows_read": sum(given.cleaner.rows_in for given in inputs),
         "steps": _steps(inputs),
-        "splits": {part: {"rows": sink.rows, "chars": sink.chars, "bytes": sink.bytes} for part, sink in sinks.items()},
+        "splits": {part: sink.counts(form) for part, sink in sinks.items()},
         **finishing,
         "warnings": [
             *_warnings(sinks, split),
@@ -192,8 +192,8 @@ class _Input:
 
     def files(self) -> list[dict[str, Any]]:
         found = []
-        for path in self.source.paths:
-            name = self.source.name(path)
+        listed = {self.source.listed(path): path for path in self.source.paths}
+        for name, path in listed.items():
             rows = self.source.rows_by_file.get(name, 0)
             entry: dict[str, Any] = {"file": name, "for": self.part, "rows": rows}
             if self.documents == "file" and rows > 1 and self.source.kind(path) == "text":
@@ -291,6 +291,10 @@ class _Sink:
     chars: int = 0
     bytes: int = 0
     keys: array[int] = field(default_factory=lambda: array("Q"))
+
+    def counts(self, form: RowForm) -> dict[str, int]:
+        """What it holds, as the story tells; a text that only names a thing is not counted."""
+        return {"rows": self.rows} | ({"chars": self.chars, "bytes": self.bytes} if form.alike else {})
 
     def write(self, row: Row) -> None:
         text = row.text

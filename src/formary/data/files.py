@@ -41,7 +41,16 @@ _KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
+    ".npz": "npz",
+    ".png": "picture",
+    ".jpg": "picture",
+    ".jpeg": "picture",
 }
+_TABLES = {"jsonl", "json", "tagged", "csv", "parquet", "npz"}
+ALTERNATIVES = " | "
+"""Between the places of a source of which the first that is there counts."""
+IDX = re.compile(r"(images)([-.])idx\d-ubyte(?=(?:\.gz)?$)", re.IGNORECASE)
+"""In the name of a file of pictures as MNIST has them (train-images-idx3-ubyte.gz)."""
 _UNREADABLE = {
     ".pdf",
     ".doc",
@@ -54,9 +63,6 @@ _UNREADABLE = {
     ".rar",
     ".bz2",
     ".xz",
-    ".png",
-    ".jpg",
-    ".jpeg",
 }
 _NOT_DATA = re.compile(r"(readme|license|licence|copying|changelog)\b", re.IGNORECASE)
 
@@ -65,16 +71,26 @@ def expand(sources: Sequence[str], base: Path = Path(".")) -> list[Path]:
     """The files behind `sources` (files, folders, globs), each once, in the given order and sorted within a source.
 
     A folder gives its text and table files, not hidden ones, nor those of Spark's own (_SUCCESS, .crc), nor a README or
-    LICENSE; a Hugging Face datasets folder
-    is one path. A glob (`**` descends) gives what it matches.
+    LICENSE; of a folder of pictures (more of them than texts, and no tables that would name them) the pictures. A Hugging
+    Face datasets folder is one path, and so is a part of an archive (data.npz/train). A glob (`**` descends) gives what it
+    matches; of "this | that" the first that is there counts.
 
     Raises:
         DataError: a source matches nothing.
     """
     found: dict[Path, None] = {}
     for source in sources:
-        path = located(source, Path(base))
-        matches = _matches(path)
+        matches: list[Path] = []
+        alternatives = [alternative.strip() for alternative in source.split(ALTERNATIVES)]
+        for alternative in alternatives:
+            try:
+                path = located(alternative, Path(base))
+            except RecipeError:  # a package that is not installed
+                if alternative == alternatives[-1]:
+                    raise
+                continue
+            if matches := _matches(path):
+                break
         if not matches:
             raise DataError(_nothing_found(source, path))
         found.update(dict.fromkeys(matches))
@@ -87,9 +103,11 @@ def fingerprint(paths: Iterable[Path]) -> str:
     """A hash (32 hexadecimal digits) of the names, sizes and contents of `paths`, in order."""
     digest = xxhash.xxh3_128()
     for path in paths:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        whole = file_of(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [whole]
+        files += [labels] if (labels := labels_beside(path)) else []
         for file in files:
-            name = file.relative_to(path.parent).as_posix()
+            name = file.relative_to(whole.parent).as_posix()
             with reading(str(file)), open(file, "rb") as stream:
                 digest.update(f"{len(name)}:{name}:{os.fstat(stream.fileno()).st_size}:".encode())
                 while chunk := stream.read(CHUNK):
@@ -109,9 +127,12 @@ def _matches(path: Path) -> list[Path]:
                 f"{path}: Spark has not finished writing it (there is _temporary and no _SUCCESS); wait for it, or write it "
                 "again; a glob such as part-* takes the files that are there"
             )
-        files = (file for file in path.rglob("*") if file.is_file() and _is_data(file.relative_to(path)))
-        return sorted(files)
-    if path.exists():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file.relative_to(path)))
+        pictures = [file for file in files if kind_of(file)[0] == "picture"]
+        others = [file for file in files if kind_of(file)[0] != "picture"]
+        tables = any(kind_of(file)[0] in _TABLES for file in others)
+        return others if tables or len(others) > len(pictures) else pictures
+    if file_of(path).exists():
         return [path]
     if glob.has_magic(str(path)):
         matched = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
@@ -121,7 +142,8 @@ def _matches(path: Path) -> list[Path]:
 
 def _is_data(path: Path) -> bool:
     hidden = any(part.startswith((".", "_")) for part in path.parts)  # Spark's own: _SUCCESS, _temporary, .part-0.crc
-    return not hidden and not _NOT_DATA.match(path.name) and suffix_of(path) in _KINDS
+    known = suffix_of(path) in _KINDS or IDX.search(path.name)
+    return not hidden and not _NOT_DATA.match(path.name) and bool(known)
 
 
 def _is_dataset(path: Path) -> bool:
@@ -149,10 +171,30 @@ def suffix_of(path: Path) -> str:
     return inner if named else suffix
 
 
+def file_of(path: Path) -> Path:
+    """The file that is read for a path: itself, or the archive of which it names a part (data.npz of data.npz/train)."""
+    return path.parent if path.parent.suffix.lower() == ".npz" and path.parent.is_file() else path
+
+
+def labels_beside(path: Path) -> Path | None:
+    """The file of labels that belongs to a file of idx pictures, where there is one."""
+    if not IDX.search(path.name):
+        return None
+    labels = path.with_name(IDX.sub(lambda match: f"labels{match[2]}idx1-ubyte", path.name))
+    return labels if labels.is_file() else None
+
+
 def kind_of(path: Path) -> tuple[str, str | None]:
-    """(text, jsonl, json, tagged, csv, parquet or dataset; gz, zst or None); a file of another suffix is taken for plain text."""
+    """(text, jsonl, json, tagged, csv, parquet, npz, idx, picture or dataset; gz, zst or None).
+
+    A file of another suffix is taken for plain text.
+    """
     if path.is_dir():
         return "dataset", None
+    if file_of(path) != path:
+        return "npz", None
+    if IDX.search(path.name):
+        return "idx", _COMPRESSIONS.get(path.suffix.lower())
     suffix = suffix_of(path)
     if suffix in _UNREADABLE:
         raise DataError(f"{path}: {suffix} files cannot be read; turn it into text, JSONL, CSV or Parquet first")
@@ -161,7 +203,7 @@ def kind_of(path: Path) -> tuple[str, str | None]:
 
 def size_of(path: Path) -> int:
     """Bytes on disk, of a folder those of all its files."""
-    files = path.rglob("*") if path.is_dir() else [path]
+    files = path.rglob("*") if path.is_dir() else [file_of(path)]
     with reading(str(path)):
         return sum(file.stat().st_size for file in files)
 

@@ -17,7 +17,7 @@ import zstandard
 
 from formary import durable
 from formary.data.clean import Cleaner, StepCount
-from formary.data.files import size_of
+from formary.data.files import file_of, kind_of, size_of
 from formary.data.records import Row, RowForm
 from formary.data.source import Source
 from formary.errors import DataError
@@ -35,6 +35,7 @@ def wanted(data: schema.Data, base: Path, *, processes: int) -> bool:
     if data.max_rows is not None:  # how many of a file's rows count is known only after the files before it
         return False
     paths = [path for part in _named(data) for path in source_of(data, part, base, RowForm(columns=())).paths]
+    paths = [path for path in paths if kind_of(path)[0] != "picture"]  # of one row each: not worth a part
     return len(paths) > 1 and (processes > 1 or sum(map(size_of, paths)) >= _LARGE)
 
 
@@ -87,10 +88,10 @@ def read_parts(
         about = durable.read_json(place.with_suffix(".json"))
         if about.get("key") != _key(data, path, form) or not place.exists():
             raise DataError(f"{place}: is not what {source.name(path)} gives now; prepare the data again")
-        name = source.name(path)
+        name = source.listed(path)
         cleaner.take_over([StepCount(**count) for count in about["steps"]], about["rows_in"])
         source.rows += about["rows_in"]
-        source.rows_by_file[name] = about["rows_in"]
+        source.rows_by_file[name] = source.rows_by_file.get(name, 0) + about["rows_in"]
         if about["moved"]:
             source.moved[name] = about["moved"]
         with zstandard.open(place, "rt", encoding="utf-8") as stream:
@@ -115,6 +116,8 @@ def source_of(data: schema.Data, part: str, base: Path, form: RowForm) -> Source
         encoding=data.encoding,
         max_rows=data.max_rows,
         required=form.required,
+        files=form.files,
+        names=data.names,
         base=base,
     )
 
@@ -150,7 +153,16 @@ def _place(folder: Path, part: str, number: int) -> Path:
 
 def _key(data: schema.Data, path: Path, form: RowForm) -> str:
     """What a part depends on: the file (by path, size and time), how it is read, and how single rows are cleaned."""
-    stat = path.stat()
-    settings = data.model_dump(include={"columns", "documents", "encoding", "clean"})
-    about = [_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns, settings, form.columns, form.telling]
+    stat = file_of(path).stat()
+    settings = data.model_dump(include={"columns", "names", "documents", "encoding", "clean"})
+    about = [
+        _FORMAT,
+        str(path.resolve()),
+        stat.st_size,
+        stat.st_mtime_ns,
+        settings,
+        form.columns,
+        form.telling,
+        form.files,
+    ]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()

@@ -52,6 +52,9 @@ class RowForm:
             it changes nothing in them.
         beside: columns that belong to the text where a row has them, such as the second text of a pair: rows of the same
             text are no duplicates when these differ.
+        files: columns that hold files, such as pictures: in rows a path counts from the file that names it, and becomes
+            absolute; others may not send paths.
+        unreadable: why a row cannot be read at all, given its values, or None: it is then left out, named and counted.
         telling: columns without which a row is another task's: it is left out and counted, not refused.
         alike: whether rows of nearly the same text are nearly the same rows; not where the text only names a picture or such.
         gather: makes the task's rows of many that were read (the events of a user, the points of a series) and says to which
@@ -63,6 +66,8 @@ class RowForm:
     columns: tuple[str, ...] = ("text",)
     text: Callable[[Mapping[str, Any]], str] | None = None
     beside: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    unreadable: Callable[[Mapping[str, Any]], str | None] | None = None
     telling: tuple[str, ...] = ()
     alike: bool = True
     gather: Callable[[Iterator[Row], Split | None], Gathering] | None = None
@@ -86,7 +91,8 @@ class RowForm:
     @property
     def answers(self) -> tuple[str, ...]:
         """The columns in which two rows of the same text may differ."""
-        return self.columns if self.text is not None else tuple(name for name in self.columns if name != "text")
+        aside = self.files if self.text is not None else ("text",)
+        return tuple(name for name in self.columns if name not in aside)
 
     def with_text(self, row: Row) -> Row:
         """The row, given its composed text; one from which none can be composed stands for itself, its task refuses it."""

@@ -1,4 +1,5 @@
-"""Sources become rows: text, JSONL, JSON, CSV, TSV, Parquet, tagged words (each also .gz or .zst), datasets folders.
+"""Sources become rows: text, JSONL, JSON, CSV, TSV, Parquet, tagged words (each also .gz or .zst), datasets folders, arrays,
+pictures.
 
 A row is a dict of named values plus its origin ("data/a.jsonl line 17"), and rows stream: memory does not grow with the file
 (a .json file alone is read whole). It judges only whether rows can be read, never what a text says (that is `clean`).
@@ -30,11 +31,13 @@ from formary.data.files import (
     unzstd,
 )
 from formary.data.formats import Placed, json_lines, json_rows, kind_of_value, table_rows, tagged_rows
+from formary.data.images import packed
 from formary.data.records import Row
 from formary.errors import DataError, MissingExtra
 
 __all__ = ["Row", "Source", "expand", "fingerprint", "read"]
 
+_NAMED = ("label", "labels")  # columns whose numbers may have names
 _FILE, _FOLDER = "@file", "@folder"  # in place of a column: the file's name without its suffix, its folder's name
 
 
@@ -46,6 +49,7 @@ def read(
     encoding: str = "utf-8",
     max_rows: int | None = None,
     required: Sequence[str] = ("text",),
+    files: Sequence[str] = (),
     base: Path = Path("."),
 ) -> Iterator[Row]:
     """Stream the rows of `sources`; the arguments are those of `Source`."""
@@ -57,6 +61,7 @@ def read(
             encoding=encoding,
             max_rows=max_rows,
             required=required,
+            files=files,
             base=base,
         )
     )
@@ -73,6 +78,9 @@ class Source:
         encoding: of all but Parquet files and datasets folders; "utf-8" also accepts a byte-order mark.
         max_rows: stop after this many rows.
         required: columns every row must have; a required `text` must be a string (null counts as empty).
+        files: columns that hold files: a path counts from the folder of the file that names it and becomes absolute, the
+            bytes of a file (also in Hugging Face's form {"bytes": ..., "path": ...}) become a data URI.
+        names: what labels are called that are numbers from 0 (columns label and labels).
 
     Raises (while iterating):
         DataError: a file is missing, empty, damaged, wrongly encoded, or a row is not what it should be.
@@ -88,6 +96,8 @@ class Source:
         encoding: str = "utf-8",
         max_rows: int | None = None,
         required: Sequence[str] = ("text",),
+        files: Sequence[str] = (),
+        names: Sequence[str] = (),
         base: Path = Path("."),
     ) -> None:
         self.columns = dict(columns or {})
@@ -98,6 +108,8 @@ class Source:
         self.encoding = checked_encoding(encoding)
         self.max_rows = max_rows
         self.required = tuple(required)
+        self.files = tuple(files)
+        self.names = tuple(names)
         self.base = Path(base)
         self.paths = expand(sources, self.base)
         self.bytes_total = sum(size_of(path) for path in self.paths)
@@ -105,6 +117,7 @@ class Source:
         self.rows = 0
         self.rows_by_file: dict[str, int] = {}
         self._place: dict[str, str] = {}
+        self._folder = Path(".")  # of the file that is read
         self.moved: dict[str, list[str]] = {}  # by file, questions with an answer that was not at its offset
 
     def __iter__(self) -> Iterator[Row]:
@@ -118,8 +131,12 @@ class Source:
             return str(path)
 
     def kind(self, path: Path) -> str:
-        """text, jsonl, json, tagged, csv, parquet or dataset."""
+        """text, jsonl, json, tagged, csv, parquet, npz, idx, picture or dataset."""
         return kind_of(path)[0]
+
+    def listed(self, path: Path) -> str:
+        """What the story counts a file's rows under: itself, or the folder of a picture."""
+        return self.name(path.parent) if self.kind(path) == "picture" else self.name(path)
 
     def notes(self) -> list[str]:
         """Sentences on what was mended in the rows read so far."""
@@ -148,14 +165,18 @@ class Source:
             "csv": self._table_rows,
             "parquet": self._parquet_rows,
             "dataset": self._dataset_rows,
+            "npz": self._array_rows,
+            "idx": self._array_rows,
+            "picture": self._picture_rows,
         }
-        name = self.name(path)
-        self.rows_by_file[name] = 0
+        name, listed = self.name(path), self.listed(path)
+        self.rows_by_file.setdefault(listed, 0)
+        self._folder = path.parent
         place = {_FILE: path.name.split(".")[0], _FOLDER: path.resolve().parent.name}
         self._place = {column: place[column] for column in self.columns.values() if column in place}
         for row in readers[self.kind(path)](path, name):
             self.rows += 1
-            self.rows_by_file[name] += 1
+            self.rows_by_file[listed] += 1
             yield row
 
     def check_not_empty(self) -> None:
@@ -227,8 +248,24 @@ class Source:
             rows = datasets.load_from_disk(str(path))
         except (OSError, ValueError) as error:
             raise DataError(f"{name}: not a readable Hugging Face datasets folder ({error})") from error
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
         for number, values in enumerate(rows, 1):
             yield self._row(dict(values), f"{name} row {number}")
+
+    def _array_rows(self, path: Path, name: str) -> Iterator[Row]:
+        from formary.data.arrays import archive_rows, idx_rows
+
+        rows = archive_rows if self.kind(path) == "npz" else idx_rows
+        before = self.bytes_done
+        for number, values in enumerate(rows(path, name), 1):
+            self.bytes_done = before + size_of(path)  # the file is read whole
+            yield self._row(values, f"{name} row {number}")
+
+    def _picture_rows(self, path: Path, name: str) -> Iterator[Row]:
+        self.bytes_done += size_of(path)
+        yield self._row({"image": str(path.resolve())}, name)
 
     # What the kinds share -------------------------------------------------------------------------------------------
 
@@ -254,6 +291,12 @@ class Source:
             moved = {self.columns[ours] for ours in mapped}
             values = {name: value for name, value in values.items() if name not in moved} | mapped
         values |= made
+        for column in self.files:
+            if column in values:
+                values[column] = self._file(values[column])
+        for column in _NAMED if self.names else ():
+            if column in values:
+                values[column] = self._named(values[column], column, origin)
         for column in self.required:
             if column not in values:
                 raise DataError(
@@ -270,6 +313,29 @@ class Source:
                     "Map another column with data.columns.text"
                 )
         return Row(values, origin)
+
+    def _file(self, value: Any) -> Any:
+        """A value of a column of files as its task reads it."""
+        if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return packed(value)
+        if isinstance(value, str) and value and not value.startswith("data:"):
+            return str((self._folder / value).resolve())
+        return value
+
+    def _named(self, value: Any, column: str, origin: str) -> Any:
+        """A label that is a number by its name."""
+        if isinstance(value, list):
+            return [self._named(one, column, origin) for one in value]
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            return value
+        if number >= len(self.names):
+            raise DataError(
+                f"{origin}: column '{column}' holds {number}, and data.names has names for 0 to {len(self.names) - 1}"
+            )
+        return self.names[number]
 
     def _lines(self, path: Path, name: str) -> Iterator[str]:
         return lines_of(self._text(path, name, plain=False))

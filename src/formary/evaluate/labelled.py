@@ -133,12 +133,19 @@ def _label_metrics(
 
 
 def _label_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
-    columns = sorted({name for row in rows[:1000] for name in row} - {"text", "text_pair", "label"})
-    return labels.details(rows, answers, labels=task.labels, kind=task.kind, columns=columns)
+    aside = {"text", "text_pair", "label", *task.form.files}
+    columns = sorted({name for row in rows[:1000] for name in row} - aside)
+    found = labels.details(rows, answers, labels=task.labels, kind=task.kind, columns=columns)
+    if hasattr(task, "thumbnail"):
+        found["worst"] = [{**entry, "image": task.thumbnail(rows[entry["row"] - 1])} for entry in found["worst"]]
+    return found
 
 
 def _label_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    return labels.baselines(training, rows, kind=task.kind)
+    features = getattr(task, "features", None)
+    return labels.baselines(
+        training, rows, kind=task.kind, features=features, features_are=getattr(task, "features_are", "features")
+    )
 
 
 def _text_metrics(

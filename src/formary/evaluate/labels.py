@@ -296,7 +296,9 @@ def _shown(place: int, row: Row, answer: Answer, kind: Kind) -> dict[str, Any]:
 def _parts(rows: Sequence[Row], kind: Kind, columns: Sequence[str]) -> list[Slice]:
     labels = [label_names(row["label"]) for row in rows]
     lengths = np.array([len(text_of(row)) for row in rows], dtype=np.int64)
-    parts = _quartiles("text length", lengths, lambda low, high: f"{low:,} to {high:,} characters")
+    parts: list[Slice] = []
+    if lengths.any():
+        parts = _quartiles("text length", lengths, lambda low, high: f"{low:,} to {high:,} characters")
     if kind == "regression":
         values = np.array([float(row["label"]) for row in rows])
         parts += _quartiles("value", values, lambda low, high: f"{low:g} to {high:g}")
@@ -337,11 +339,24 @@ def text_of(row: Row) -> str:
 # Baselines ---------------------------------------------------------------------------------------------------------------
 
 
-def baselines(train_rows: Sequence[Row], rows: Sequence[Row], *, kind: Kind) -> dict[str, list[dict[str, Any]]]:
-    """What needs no network: the commonest answer, and a linear model of TF-IDF weighted words."""
+def baselines(
+    train_rows: Sequence[Row],
+    rows: Sequence[Row],
+    *,
+    kind: Kind,
+    features: Callable[[Sequence[Row]], NDArray[Any]] | None = None,
+    features_are: str = "features",
+) -> dict[str, list[dict[str, Any]]]:
+    """What needs no network: the commonest answer, and a linear model of TF-IDF weighted words or of given features.
+
+    Args:
+        features: numbers (rows, numbers) of rows, where they have no text; `features_are` names them.
+    """
     if not train_rows:
         return {}
     labels: list[Any] = [
         float(row["label"]) if kind == "regression" else label_names(row["label"]) for row in train_rows
     ]
+    if features is not None:
+        return linear.answers_of(features(train_rows), labels, features(rows), kind=kind, of=features_are)
     return linear.answers([text_of(row) for row in train_rows], labels, [text_of(row) for row in rows], kind=kind)

@@ -1,7 +1,7 @@
-"""Baselines for labelled text that need no network: the commonest answer, and a linear model of TF-IDF weights.
+"""Baselines for labels that need no network: the commonest answer, and a linear model of TF-IDF weights or other numbers.
 
 The second is hard to beat on a few hundred rows, and that is why it is here. Characters stand in for words where a
-language writes none apart. It measures nothing and knows of no rows, only of texts and their labels.
+language writes none apart. It measures nothing and knows of no rows, only of texts, numbers and their labels.
 """
 
 from __future__ import annotations
@@ -18,11 +18,8 @@ from numpy.typing import NDArray
 Kind = Literal["single", "multi", "regression"]
 Answers = list[dict[str, Any]]
 
-LINEAR = {
-    "single": "TF-IDF + logistic regression",
-    "multi": "TF-IDF + logistic regression",
-    "regression": "TF-IDF + ridge",
-}
+_MODELS = {"single": "logistic regression", "multi": "logistic regression", "regression": "ridge"}
+LINEAR = {kind: f"TF-IDF + {model}" for kind, model in _MODELS.items()}
 _STRENGTHS = (1.0, 10.0, 100.0)  # C of the logistic regression
 _PENALTIES = (0.1, 1.0, 10.0)  # alpha of the ridge
 _FOLDS = 3
@@ -45,8 +42,22 @@ def answers(texts: Sequence[str], labels: Sequence[Any], asked: Sequence[str], *
     Args:
         texts, labels: to learn from; label names of each text, or numbers for a regression.
     """
-    found = {"mean" if kind == "regression" else "majority class": _commonest(labels, len(asked), kind)}
     tables = _tables(texts, asked) if asked else None
+    return _baselines(tables, labels, len(asked), kind, LINEAR[kind])
+
+
+def answers_of(
+    known: NDArray[Any], labels: Sequence[Any], asked: NDArray[Any], *, kind: Kind, of: str
+) -> dict[str, Answers]:
+    """`answers` from numbers in place of texts: (rows, numbers) to learn from and asked, which are of something (pixels)."""
+    tables = (known, asked) if len(asked) else None
+    return _baselines(tables, labels, len(asked), kind, f"{_MODELS[kind]} on {of}")
+
+
+def _baselines(
+    tables: tuple[Any, Any] | None, labels: Sequence[Any], count: int, kind: Kind, name: str
+) -> dict[str, Answers]:
+    found = {"mean" if kind == "regression" else "majority class": _commonest(labels, count, kind)}
     if tables is None:
         return found
     with warnings.catch_warnings():
@@ -57,7 +68,7 @@ def answers(texts: Sequence[str], labels: Sequence[Any], asked: Sequence[str], *
             learned = _several(*tables, labels)
         else:
             learned = _one(*tables, [names[0] for names in labels])
-    return found | ({LINEAR[kind]: learned} if learned else {})
+    return found | ({name: learned} if learned else {})
 
 
 def is_unspaced(texts: Sequence[str]) -> bool:

@@ -25,6 +25,8 @@ from formary.hub.weights import Safetensors, assemble, config_in, stack_of
 from formary.model.config import ModelConfig
 from formary.model.topologies import Network
 
+_PIXELS = "preprocessor_config.json"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -113,7 +115,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     hf = _read_json(folder / "config.json", needed=True)
     if not isinstance(hf, dict):
         raise CheckpointError(f"{folder / 'config.json'} does not hold the settings of a model")
-    return hf
+    pixels = _read_json(folder / _PIXELS)
+    scaled = isinstance(pixels, dict) and pixels.get("do_normalize", True)
+    return hf | {name: pixels[name] for name in ("image_mean", "image_std") if scaled and pixels.get(name)}
 
 
 def _load_gguf(path: Path) -> Checkpoint:
@@ -167,6 +171,8 @@ def save(
         except SafetensorError as error:
             raise StorageError(f"{folder / 'model.safetensors'}: could not be written ({error})") from error
     write_json(folder / "config.json", {**family.write(config), "torch_dtype": dtype})
+    if config.image_size is not None and config.image_mean and config.image_std:
+        write_json(folder / _PIXELS, _preprocessor(config))
     if config.topology != "encoder" and not config.labelled:
         write_json(folder / "generation_config.json", {**_generation_ids(config), **(generation or {})})
     if formary is not None:
@@ -190,6 +196,21 @@ def family_of(hf: dict[str, Any]) -> Family:
         return known[model_type]
     hint = nearest(str(model_type), known)
     raise CheckpointError(f"model_type '{model_type}' is not one Formary reads ({', '.join(known)}) {hint}".rstrip())
+
+
+def _preprocessor(config: ModelConfig) -> dict[str, Any]:
+    """How pictures become pixels, as transformers reads it."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": config.image_size, "width": config.image_size},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+    }
 
 
 def _generation_ids(config: ModelConfig) -> dict[str, int]:

@@ -251,6 +251,8 @@ class Model:
         heads = {"classify": "classify", "tag": "tag", "span": "answer_span", "choice": "multiple_choice"}
         if isinstance(self.network, Encoder) and self.config.reads_text:
             heads["none"] = "embed"  # a backbone alone, as sentence-transformers keeps it
+        if self.config.embedder == "patches":
+            heads = {"classify": "classify_image"}
         name = self.formary.get("task") or heads.get(self.config.head)
         kind = labelled_task(name) if name else None
         if kind is None:

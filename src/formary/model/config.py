@@ -165,6 +165,9 @@ class ModelConfig:
     features_alone: float = (
         0.0  # share of the tokens for which a training step has nothing else; 1: nothing else exists
     )
+    class_tokens: int = 1  # learned vectors before the patches: ViT 1, DeiT 2 (the second was distilled into)
+    image_mean: tuple[float, ...] = ()  # by channel, of pixels from 0 to 1: taken off, then the spread divides
+    image_std: tuple[float, ...] = ()
     initialisation: Initialisation = "gpt2"
     bos_id: int | None = None
     eos_id: int | None = None
@@ -186,7 +189,8 @@ class ModelConfig:
             raise RecipeError(f"value_embeddings are for decoders that read tokens, and this is an {self.topology}")
         if self.vocab_size < 1 and self.reads_text:
             raise RecipeError(f"vocab_size {self.vocab_size} must be at least 1")
-        object.__setattr__(self, "labels", tuple(self.labels))
+        for name in ("labels", "image_mean", "image_std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         unfit = self.topology == "encoder_decoder" or not self.labels or len(set(self.labels)) < len(self.labels)
         if self.labelled and unfit:
             raise RecipeError(f"a {self.head} head needs an encoder or decoder, and labels, each once: {self.labels}")

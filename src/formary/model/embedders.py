@@ -99,21 +99,23 @@ class Features(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """Image patches as vectors, after one learned class vector (Dosovitskiy et al. 2021, eq. 1)."""
+    """Image patches as vectors, after the learned class vectors (Dosovitskiy et al. 2021, eq. 1; Touvron et al. 2021, 4)."""
 
     def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
         super().__init__()
         assert config.image_size is not None and config.patch_size is not None
         self.dropout = Dropout(stack.dropout)
         self.patches = nn.Conv2d(config.channels, stack.width, config.patch_size, stride=config.patch_size)
-        self.first = nn.Parameter(torch.zeros(1, 1, stack.width))
-        self.positions = nn.Parameter(torch.zeros(1, (config.image_size // config.patch_size) ** 2 + 1, stack.width))
+        self.first = nn.Parameter(torch.zeros(config.class_tokens, 1, stack.width)) if config.class_tokens else None
+        length = (config.image_size // config.patch_size) ** 2 + config.class_tokens
+        self.positions = nn.Parameter(torch.zeros(1, length, stack.width))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Vectors (batch, 1 + patches, width) for pixels (batch, channels, height, width)."""
-        patches = self.patches(pixels).flatten(2).transpose(1, 2)
-        vectors = torch.cat([self.first.expand(len(pixels), -1, -1), patches], dim=1) + self.positions
-        return cast(Tensor, self.dropout(vectors))
+        """Vectors (batch, class_tokens + patches, width) for pixels (batch, channels, height, width)."""
+        vectors = self.patches(pixels).flatten(2).transpose(1, 2)
+        if self.first is not None:
+            vectors = torch.cat([self.first.transpose(0, 1).expand(len(pixels), -1, -1), vectors], dim=1)
+        return cast(Tensor, self.dropout(vectors + self.positions))
 
 
 def sinusoids(context: int, width: int) -> Tensor:

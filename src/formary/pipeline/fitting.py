@@ -46,6 +46,8 @@ def check_model(recipe: Recipe, base: Path) -> None:
 
     labelled = labelled_task(recipe.task)
     task: Any = labelled or pretraining_task(recipe.task)
+    if recipe.train.augment.active and not hasattr(task, "training_batch"):
+        raise RecipeError(f"train.augment: changes pictures, and task {recipe.task} reads none; leave it out")
     fitting = getattr(task, "topologies", ())
     if recipe.train.ramp:
         if not getattr(task, "ramps", False):
@@ -112,7 +114,7 @@ def _check_start(recipe: Recipe, start: str, base: Path, fitting: tuple[str, ...
     if config.embedder != reads or (fitting and config.topology not in fitting):
         kind = _needed([config.topology], config.embedder)
         raise RecipeError(f"model.start: task {recipe.task} needs {_needed(fitting, reads)}, and {start} is {kind}")
-    if config.context < recipe.train.context:
+    if config.reads_text and config.context < recipe.train.context:
         raise RecipeError(
             f"train.context: {recipe.train.context} is longer than the {config.context} that {start} can read"
         )

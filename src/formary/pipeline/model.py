@@ -36,7 +36,7 @@ def loaded_start(context: Context, tokenizer: Tokenizer) -> Network:
             f"model.start: {recipe.model.start} has another vocabulary than the run's tokenizer, its weights would "
             "mean nothing; leave out data.tokenizer.path, so that the model's own is taken"
         )
-    if start.config.context < recipe.train.context:
+    if start.config.reads_text and start.config.context < recipe.train.context:
         raise RecipeError(
             f"train.context: {recipe.train.context} is longer than the {start.config.context} that {recipe.model.start} can read"
         )

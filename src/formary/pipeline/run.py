@@ -227,7 +227,7 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
     Returns:
         by path, size and time in the order of the recipe; the run folder keeps it for the next time.
     """
-    from formary.data.source import expand, fingerprint
+    from formary.data.files import expand, file_of, fingerprint
 
     data = recipe.data
     paths = expand([*data.sources, *data.validation, *data.test], base)
@@ -239,9 +239,10 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
     known = durable.read_json(folder / _FINGERPRINTS)
     found: dict[str, str] = {}
     for path in paths:
-        stat = path.stat()
+        file = file_of(path)
+        stat = file.stat()
         mark = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        found[mark] = known[mark] if mark in known and path.is_file() else fingerprint([path])
+        found[mark] = known[mark] if mark in known and file.is_file() else fingerprint([path])
     return found
 
 

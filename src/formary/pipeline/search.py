@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 
 from formary import durable
+from formary.data.files import ALTERNATIVES
 from formary.errors import FormaryError, MissingExtra, RecipeError
 from formary.pipeline.context import existing
 from formary.pipeline.fitting import SWITCHED
@@ -438,6 +439,8 @@ def moved(recipe: Recipe, base: Path, folder: Path) -> Recipe:
     """The recipe with its relative paths counted from another folder; ids and files of packages are no paths."""
 
     def seen(name: str) -> str:
+        if ALTERNATIVES in name:
+            return ALTERNATIVES.join(map(seen, name.split(ALTERNATIVES)))
         if name.startswith(PACKAGE) or Path(name).expanduser().is_absolute():
             return name
         return os.path.relpath((base / name).resolve() if base.exists() else base / name, folder.resolve())

@@ -75,7 +75,8 @@ def _documents(context: Context) -> None:
             f"{across['near'] or 0:,} nearly; {across['removed']:,} removed from training"
         )
     for split, counts in story["splits"].items():
-        console.print(f"  {split}: {_documents_of(counts['rows'])}, {_size(counts['bytes'])}")
+        size = f", {_size(counts['bytes'])}" if "bytes" in counts else ""
+        console.print(f"  {split}: {_documents_of(counts['rows'])}{size}")
     for warning in story["warnings"]:
         console.print(f"  note: {warning}")
 

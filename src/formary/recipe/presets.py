@@ -61,6 +61,14 @@ _T5: dict[str, Any] = {
     "tied_embeddings": False,
     "initialisation": "t5",
 }
+_VIT: dict[str, Any] = {
+    "norm_eps": 1e-12,
+    "causal": False,
+    "topology": "encoder",
+    "head": "none",
+    "embedder": "patches",
+    "initialisation": "vit",
+}
 
 # The published sizes for MovieLens: Kang and McAuley 2018, section 4.1; Sun et al. 2019, section 4.4.
 _SASREC: dict[str, Any] = {
@@ -97,6 +105,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "t5-small": {**_T5, "layers": 8, "width": 512, "heads": 6, "head_width": 64, "ffn_width": 1024},
     "sasrec-mini": _SASREC,
     "bert4rec-mini": _BERT4REC,
+    "vit-mini": {**_VIT, "layers": 6, "width": 96, "heads": 3, "ffn_width": 192, "image_size": 32, "patch_size": 4},
+    "vit-base": {**_VIT, "layers": 12, "width": 768, "heads": 12, "image_size": 224, "patch_size": 16},
 }
 
 # What a preset says of training from scratch, where the recipe does not; benchmarks/switches.py measures it.

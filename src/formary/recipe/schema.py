@@ -122,13 +122,19 @@ class Items(Section):
 class Data(Section):
     """Where the rows come from and how they become tokens."""
 
-    sources: list[str] = Field(description="files, folders or globs: txt, jsonl, csv, parquet, each also .gz or .zst")
+    sources: list[str] = Field(
+        description="files, folders or globs: txt, jsonl, csv, parquet, each also .gz or .zst; npz, idx; png, jpg; "
+        "'this | that': the first that is there"
+    )
     validation: list[str] = Field(default_factory=list, description="rows for validation, instead of a split")
     test: list[str] = Field(default_factory=list, description="rows for test, instead of a split")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="our name: your column, e.g. {text: body}, or a text of several, e.g. {text: 'Age {Age}, job {Job}'}; "
         "@file and @folder: what the file or its folder is called",
+    )
+    names: list[str] = Field(
+        default_factory=list, description="what labels are called that are numbers: the names of 0, 1, 2, ..."
     )
     documents: str = Field(
         "file",
@@ -281,6 +287,26 @@ class Stability(Section):
     roll_backs: int = Field(3, ge=0, description="how often that is done before the run ends")
 
 
+class AugmentImages(Section):
+    """Random changes to pictures while they are learned, other ones at every step."""
+
+    crop: int = Field(0, ge=0, description="move the picture by up to so many pixels, over a black border")
+    flip: bool = Field(False, description="half of the pictures are seen in a mirror")
+    operations: int = Field(
+        0, ge=0, description="of RandAugment on each: turned, sheared, shifted, brighter, darker, fewer colours, ..."
+    )
+    strength: float = Field(0.3, ge=0, le=1, description="how far these go, as a share of the furthest")
+    erase: float = Field(0.0, ge=0, lt=1, description="share of the pictures in which a rectangle becomes noise")
+    mixup: float = Field(
+        0.0, ge=0, description="pictures and their labels are mixed, by shares from Beta(mixup, mixup)"
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed."""
+        return bool(self.crop or self.flip or self.operations or self.erase or self.mixup)
+
+
 class Train(Section):
     """The training loop."""
 
@@ -303,6 +329,7 @@ class Train(Section):
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     tune: Tune = Tune()
+    augment: AugmentImages = AugmentImages()
     clip: float | None = Field(1.0, gt=0, description="gradient norm is clipped to this")
     label_smoothing: float = Field(
         0.0,

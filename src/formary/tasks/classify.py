@@ -38,7 +38,7 @@ class Classify:
     name = "classify"
     topologies: ClassVar[tuple[Topology, ...]] = ("encoder", "decoder")
     form: ClassVar[RowForm] = RowForm(
-        columns=("text", "label"), beside=("text_pair",), check=lambda row, where: _label(row, where)
+        columns=("text", "label"), beside=("text_pair",), check=lambda row, where: label_of(row, where)
     )
     asks: ClassVar[tuple[str, ...]] = ("text",)
     answers: ClassVar[Answers] = "labels"
@@ -70,7 +70,7 @@ class Classify:
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
         if not rows:
             raise DataError("data.sources: there are no training rows")
-        values = [_label(row, f"training row {number}") for number, row in enumerate(rows, 1)]
+        values = [label_of(row, f"training row {number}") for number, row in enumerate(rows, 1)]
         objective = recipe.train.objective
         kind: Kind = _kind(values) if objective.kind == "auto" else objective.kind
         names: list[str] = []
@@ -129,17 +129,20 @@ class Classify:
         ]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = collated(examples, self.tokenizer.pad_id)
+        return collated(examples, self.tokenizer.pad_id) | self._targets(examples)
+
+    def _targets(self, examples: Sequence[Example]) -> Batch:
         if all(example.target is not None for example in examples):
             single = self.kind == "single"
             values = np.array([example.target for example in examples])
-            batch["targets"] = torch.from_numpy(values.astype(np.int64 if single else np.float32))
-        return batch
+            return {"targets": torch.from_numpy(values.astype(np.int64 if single else np.float32))}
+        return {}
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the label, the mean binary one over labels, or half the squared error in standard units.
 
-        Rows whose label did not occur in training teach nothing and are not counted.
+        Rows whose label did not occur in training teach nothing and are not counted. Of one label a row the targets may also
+        be shares of all labels, (batch, labels).
         """
         logits, targets = self._logits(network, batch), batch["targets"]
         if self.kind == "regression":
@@ -154,7 +157,7 @@ class Classify:
         total = F.cross_entropy(
             logits, targets, weight=weights, label_smoothing=smoothing, ignore_index=-100, reduction="sum"
         )
-        return total, (targets != -100).sum()
+        return total, torch.tensor(len(targets)) if targets.is_floating_point() else (targets != -100).sum()
 
     def predict(
         self,
@@ -197,7 +200,9 @@ class Classify:
     def _logits(self, network: Network, batch: Batch) -> Tensor:
         """(batch, labels) in float32."""
         assert isinstance(network, Encoder | Decoder) and isinstance(network.head, LabelHead)
-        logits: Tensor = network.head(network.summary(hidden_states(network, batch, for_summary=True), batch["mask"]))
+        logits: Tensor = network.head(
+            network.summary(hidden_states(network, batch, for_summary=True), batch.get("mask"))
+        )
         return logits.float()
 
     def _answer(self, shares: list[float]) -> Answer:
@@ -208,7 +213,7 @@ class Classify:
         return {"label": best, "probability": by_label[best], "probabilities": by_label}
 
     def _target(self, row: Row, where: str) -> Any:
-        value = _label(row, where)
+        value = label_of(row, where)
         if self.kind == "regression":
             return _number(value, where)
         names = label_names(value)
@@ -222,12 +227,18 @@ class Classify:
         return self.numbers.get(names[0], -100)
 
 
-def _label(row: Row, where: str) -> Any:
+def label_of(row: Row, where: str) -> Any:
+    """What stands in a row's column `label`.
+
+    Raises:
+        DataError: nothing does; the row is called `where`.
+    """
     value = row.get("label")
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         state = "is missing" if "label" not in row else "is empty" if value in (None, "") else "is not a number (NaN)"
+        text = f": {row['text'][:60]!r}" if isinstance(row.get("text"), str) else ""
         raise DataError(
-            f"{where}: field 'label' {state}: {text_of(row, 'text', where)[:60]!r}; complete the row, take it out, "
+            f"{where}: field 'label' {state}{text}; complete the row, take it out, "
             "or map another column with data.columns.label"
         )
     return value

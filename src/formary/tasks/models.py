@@ -30,6 +30,23 @@ def scratch_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> 
     return dataclasses.replace(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
 
 
+def picture_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> ModelConfig:
+    """The config of the recipe's model section for pictures: as long a sequence as they have patches, and class tokens.
+
+    Raises:
+        RecipeError: the preset is of another topology or reads no pictures, or the sizes do not fit together.
+    """
+    config = scratch_config(recipe, tokenizer, topology)
+    if config.image_size is None or config.patch_size is None or config.image_size % config.patch_size:
+        raise RecipeError(
+            f"model.switches: pictures of image_size {config.image_size} pixels are not cut into whole patches of "
+            f"patch_size {config.patch_size}; choose one that divides the other"
+        )
+    tokens = (config.image_size // config.patch_size) ** 2 + config.class_tokens
+    stack = "transformer" if config.encoder is None else "encoder"
+    return dataclasses.replace(config, **{stack: dataclasses.replace(getattr(config, stack), context=tokens)})
+
+
 def asks_for_decoder(recipe: Recipe) -> bool:
     """Whether the preset to train from scratch is a decoder."""
     return PRESETS.get(recipe.model.preset, {}).get("topology") == "decoder"

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
-from formary.data.images import Pixels, decoded, fitted
+from formary.data.images import Pixels, decoded, fitted, is_data_uri
 from formary.errors import DataError
+from formary.model.config import ModelConfig
 from formary.tasks.protocol import Row
 
+_MEASURED = 2000
 _TOGETHER = 1024  # pictures that are decoded at a time, by several threads
 
 
@@ -38,6 +43,19 @@ class PictureReader:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     column: str = "image"
+
+    @classmethod
+    def of_config(cls, config: ModelConfig) -> Self:
+        """The reader for a model; what it does not say of the scale of pixels is 0.5, as for Google's ViT."""
+        assert config.image_size is not None
+        half = (0.5,) * config.channels
+        return cls(config.image_size, config.channels, config.image_mean or half, config.image_std or half)
+
+    def measured(self, rows: Sequence[Row], where: str) -> Self:
+        """The same reader with the mean and spread of these rows' pixels (of 2,000 of them, where there are more)."""
+        chosen = [rows[place * len(rows) // _MEASURED] for place in range(_MEASURED)] if len(rows) > _MEASURED else rows
+        mean, std = spread(self.read(chosen, where))
+        return replace(self, mean=mean, std=std)
 
     @classmethod
     def of(cls, size: int, channels: int, settings: Mapping[str, Any]) -> Self:
@@ -87,3 +105,27 @@ def spread(pictures: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, 
     mean = total / max(1, count)
     std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
     return tuple(mean.tolist()), tuple(np.where(std > 1e-6, std, 1.0).tolist())
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """What stands for a row with a picture where rows are compared: the hash of the picture's file (`RowForm.text`)."""
+    value = row["image"]
+    content = value.encode() if is_data_uri(value) else _content(str(value))
+    return f"picture {xxhash.xxh3_128_hexdigest(content)}"
+
+
+def unreadable(row: Mapping[str, Any]) -> str | None:
+    """Why the picture of a row cannot be read; None where it can (`RowForm.unreadable`)."""
+    try:
+        decoded(row.get("image"), "the picture")
+    except DataError as error:
+        return str(error).removeprefix("the picture: ")
+    return None
+
+
+@lru_cache(maxsize=1)
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # it is left out as unreadable
+        return path.encode()

@@ -19,7 +19,7 @@ from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError
 from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Train
-from formary.tasks.protocol import Batch, Example, LabelledTask, Precision, Progress, Row
+from formary.tasks.protocol import Batch, Example, LabelledTask, Precision, Progress, Row, read_of
 
 _PREDICT_TOKENS = 4096  # padded tokens in a batch of predictions
 
@@ -134,12 +134,13 @@ def hidden_states(network: Network, batch: Batch, *, for_summary: bool = False) 
         for_summary: only what `network.summary` reads is needed; that may be the first position alone.
     """
     if isinstance(network, Encoder):
-        mask = None if bool(batch["mask"].all()) else batch["mask"]
+        mask = batch.get("mask")
+        mask = None if mask is None or bool(mask.all()) else mask
         return network(
-            batch["tokens"], mask=mask, types=batch.get("types"), first_only=for_summary and network.reads_first
+            read_of(batch), mask=mask, types=batch.get("types"), first_only=for_summary and network.reads_first
         )
     assert isinstance(network, Decoder)
-    return network(batch["tokens"])
+    return network(read_of(batch))
 
 
 class RowBatches:
@@ -147,11 +148,13 @@ class RowBatches:
 
     def __init__(self, task: LabelledTask, examples: Sequence[Example], train: Train) -> None:
         self.task, self.examples = task, examples
+        self.changed = getattr(task, "training_batch", None)
         self.buckets = LengthBuckets([len(e.inputs) for e in examples], batch=train.batch_size, seed=train.seed)
         self.steps_per_epoch = self.buckets.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
-        return self.task.collate([self.examples[row] for row in self.buckets.rows(step)])
+        chosen = [self.examples[row] for row in self.buckets.rows(step)]
+        return self.changed(chosen, step) if self.changed else self.task.collate(chosen)
 
 
 def in_batches(task: LabelledTask, examples: Sequence[Example], *, tokens: int = _PREDICT_TOKENS) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from formary.tasks.answer_span import AnswerSpan
 from formary.tasks.causal_lm import CausalLM
 from formary.tasks.chat import Chat
 from formary.tasks.classify import Classify
+from formary.tasks.classify_image import ClassifyImage
 from formary.tasks.denoise import Denoise
 from formary.tasks.embed import Embed
 from formary.tasks.masked_lm import MaskedLM
@@ -22,6 +23,7 @@ from formary.tasks.translate import Translate
 PRETRAINING: dict[str, type[PretrainingTask]] = {"causal_lm": CausalLM, "masked_lm": MaskedLM, "denoise": Denoise}
 LABELLED: dict[str, type[LabelledTask]] = {
     "classify": Classify,
+    "classify_image": ClassifyImage,
     "tag": Tag,
     "answer_span": AnswerSpan,
     "embed": Embed,

@@ -182,7 +182,7 @@ def _essence(config: ModelConfig) -> ModelConfig:
         changes["encoder"] = stack(config.encoder)
     if config.encoder is None:
         changes["decoder_start_id"] = None
-    if config.image_size is not None:
+    if config.image_size is not None and not config.labelled:
         changes["head"] = "none"
     head = changes.get("head", config.head)
     if head == "none":

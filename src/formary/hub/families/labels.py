@@ -40,6 +40,8 @@ class LabelHeads:
         pooler: the name of the dense layer before a classifier's last one; decoders have none, and no bias there.
         choice_pooler: that of multiple choice, where it is another one.
         activation: of the pooler.
+        bias: whether a classifier's last layer has one; left out, where it has a pooler.
+        classifier: what the name of a classifier's class ends in.
     """
 
     stem: str
@@ -47,6 +49,8 @@ class LabelHeads:
     pooler: str | None = None
     activation: Literal["tanh", "relu"] = "tanh"
     choice_pooler: str | None = None
+    bias: bool | None = None
+    classifier: str = _CLASSES["classify"]
 
     def place(self, ours: str, config: ModelConfig) -> str | None:
         """Their name for a weight of ours that has to do with a head over labels, else None."""
@@ -71,7 +75,7 @@ class LabelHeads:
         return dataclasses.replace(
             config,
             head=kind,
-            head_bias=kind != "classify" or self.pooler is not None,
+            head_bias=kind != "classify" or (self.pooler is not None if self.bias is None else self.bias),
             labels=labels,
             problem=_problem(hf, labels) if kind == "classify" else "single",
             pooler=kind in _POOLED and self.pooler is not None,
@@ -82,7 +86,7 @@ class LabelHeads:
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """What config.json says of the head; nothing where it is not one over labels."""
-        name = next((name for kind, name in _CLASSES.items() if kind == config.head), None)
+        name = next((name for kind, name in self._classes.items() if kind == config.head), None)
         if name is None:
             return {}
         said: dict[str, Any] = {"architectures": [self.stem + name]}
@@ -93,6 +97,10 @@ class LabelHeads:
             said["problem_type"] = next(theirs for theirs, ours in _PROBLEMS.items() if ours == config.problem)
         return said
 
+    @property
+    def _classes(self) -> dict[LabelKind, str]:
+        return {**_CLASSES, "classify": self.classifier}
+
     def _pooler(self, kind: str) -> str | None:
         return self.choice_pooler if kind == "choice" and self.choice_pooler else self.pooler
 
@@ -101,7 +109,7 @@ class LabelHeads:
         present = [kind for kind, place in self.outputs.items() if f"{place}.weight" in names]
         classes = hf.get("architectures") or []
         if classes:
-            return next((kind for kind in present if any(name.endswith(_CLASSES[kind]) for name in classes)), None)
+            return next((kind for kind in present if any(name.endswith(self._classes[kind]) for name in classes)), None)
         present = [kind for kind in present if kind != "choice"]  # it has the names of another: only its class tells
         if len(present) < 2:
             return next(iter(present), None)

@@ -1,6 +1,7 @@
-"""ViT (Dosovitskiy et al. 2021): a pre-norm encoder over image patches.
+"""ViT (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021): pre-norm encoders over image patches.
 
-The backbone and, where the checkpoint has one, its pooler; a classifier's weights are left out on reading.
+The backbone with its pooler, where the checkpoint has one, or with a classifier. How pixels are scaled stands beside
+config.json, in preprocessor_config.json; `hub.checkpoint` reads both as one.
 """
 
 from __future__ import annotations
@@ -8,13 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from formary.errors import CheckpointError
-from formary.hub.families.family import HF_ACTIVATIONS, Family, HfConfig, activation, refuse, table
+from formary.hub.families.family import HF_ACTIVATIONS, Family, HfConfig, Rule, activation, refuse, table
+from formary.hub.families.labels import LabelHeads
 from formary.model.config import ModelConfig, TransformerConfig
+
+_TOKENS = {"vit": 1, "deit": 2}  # before the patches
 
 
 def _config(hf: HfConfig, names: frozenset[str]) -> ModelConfig:
     image, patch = _square(hf, "image_size", 224), _square(hf, "patch_size", 16)
-    pooler = "vit.pooler.dense.weight" in names
+    name = hf.get("model_type", "vit")
+    pooler, tokens = f"{name}.pooler.dense.weight" in names, _TOKENS[name]
     if pooler:
         refuse(hf, "pooler_act", "tanh")
         refuse(hf, "pooler_output_size", hf["hidden_size"])
@@ -28,7 +33,7 @@ def _config(hf: HfConfig, names: frozenset[str]) -> ModelConfig:
         qkv_bias=hf.get("qkv_bias", True),
         causal=False,
         dropout=hf.get("hidden_dropout_prob", 0.0),
-        context=(image // patch) ** 2 + 1,
+        context=(image // patch) ** 2 + tokens,
     )
     return ModelConfig(
         topology="encoder",
@@ -39,6 +44,9 @@ def _config(hf: HfConfig, names: frozenset[str]) -> ModelConfig:
         image_size=image,
         patch_size=patch,
         channels=hf.get("num_channels", 3),
+        class_tokens=tokens,
+        image_mean=tuple(hf.get("image_mean") or ()),
+        image_std=tuple(hf.get("image_std") or ()),
         initialisation="vit",
     )
 
@@ -51,10 +59,10 @@ def _square(hf: HfConfig, key: str, default: int) -> int:
     return int(sides.pop())
 
 
-def _hf_config(config: ModelConfig) -> HfConfig:
+def _hf_config(config: ModelConfig, stem: str) -> HfConfig:
     stack = config.transformer
     return {
-        "architectures": ["ViTModel"],
+        "architectures": [f"{stem}Model"],
         "hidden_size": stack.width,
         "num_hidden_layers": stack.layers,
         "num_attention_heads": stack.heads,
@@ -67,37 +75,49 @@ def _hf_config(config: ModelConfig) -> HfConfig:
         "patch_size": config.patch_size,
         "num_channels": config.channels,
         "qkv_bias": stack.qkv_bias,
+        **({"image_mean": list(config.image_mean)} if config.image_mean else {}),
+        **({"image_std": list(config.image_std)} if config.image_std else {}),
         "pooler_act": "tanh",
         "pooler_output_size": stack.width,
     }
 
 
-_LAYER = "vit.encoder.layer.{i}"
-_TABLE = table(
-    embedder={
-        "embedder.first": "vit.embeddings.cls_token",
-        "embedder.positions": "vit.embeddings.position_embeddings",
-        "embedder.patches": "vit.embeddings.patch_embeddings.projection",
-    },
-    blocks={
-        "transformer.blocks.{i}.attention_norm": f"{_LAYER}.layernorm_before",
-        "transformer.blocks.{i}.attention.qkv": tuple(
-            f"{_LAYER}.attention.attention.{x}" for x in ("query", "key", "value")
-        ),
-        "transformer.blocks.{i}.attention.output": f"{_LAYER}.attention.output.dense",
-        "transformer.blocks.{i}.ffn_norm": f"{_LAYER}.layernorm_after",
-        "transformer.blocks.{i}.ffn.input": f"{_LAYER}.intermediate.dense",
-        "transformer.blocks.{i}.ffn.output": f"{_LAYER}.output.dense",
-    },
-    end={"transformer.norm": "vit.layernorm", "pooler.dense": "vit.pooler.dense"},
-)
+def _table(name: str, first: tuple[str, ...]) -> dict[str, Rule]:
+    layer = f"{name}.encoder.layer.{{i}}"
+    return table(
+        embedder={
+            "embedder.first": tuple(f"{name}.embeddings.{token}" for token in first),
+            "embedder.positions": f"{name}.embeddings.position_embeddings",
+            "embedder.patches": f"{name}.embeddings.patch_embeddings.projection",
+        },
+        blocks={
+            "transformer.blocks.{i}.attention_norm": f"{layer}.layernorm_before",
+            "transformer.blocks.{i}.attention.qkv": tuple(
+                f"{layer}.attention.attention.{x}" for x in ("query", "key", "value")
+            ),
+            "transformer.blocks.{i}.attention.output": f"{layer}.attention.output.dense",
+            "transformer.blocks.{i}.ffn_norm": f"{layer}.layernorm_after",
+            "transformer.blocks.{i}.ffn.input": f"{layer}.intermediate.dense",
+            "transformer.blocks.{i}.ffn.output": f"{layer}.output.dense",
+        },
+        end={"transformer.norm": f"{name}.layernorm", "pooler.dense": f"{name}.pooler.dense"},
+    )
 
-VIT = Family(
-    name="vit",
-    model_types=("vit",),
-    config=_config,
-    hf_config=_hf_config,
-    rules=lambda config: _TABLE,
-    prefix="vit.",
-    task_heads=("classifier.",),
-)
+
+def _family(name: str, stem: str, first: tuple[str, ...], others: tuple[str, ...] = ()) -> Family:
+    rules = _table(name, first)
+    return Family(
+        name=name,
+        model_types=(name,),
+        config=_config,
+        hf_config=lambda config: _hf_config(config, stem),
+        rules=lambda config: rules if config.class_tokens == len(first) else {},
+        prefix=f"{name}.",
+        labels=LabelHeads(stem, {"classify": "classifier"}, bias=True, classifier="ForImageClassification"),
+        task_heads=("classifier.", *others),
+    )
+
+
+VIT = _family("vit", "ViT", ("cls_token",))
+# With a teacher DeiT has two classifiers, of which Formary builds neither.
+DEIT = _family("deit", "DeiT", ("cls_token", "distillation_token"), ("cls_classifier.", "distillation_classifier."))
