@@ -345,6 +345,7 @@ def compare_encoders(arguments: Any, place: Path) -> None:
             contestants[name] = timed(name, vectors, lambda peer=peer: peer.vectors(texts))
         model = formary.load(folder)
         for kernel, network in bench.networks_of(model).items():
+            compile_steps(network, print)
             settings = {**model.formary, "task": "embed", "settings": {"context": LONGEST}}
             ours = Model(network, model.tokenizer, formary=settings)
             precision = "bfloat16" if kernel == "bfloat16" else "float32"

@@ -32,7 +32,7 @@ def answers(
         return task.predict(network, rows, precision=precision, **options)
     if not isinstance(task, WritingTask):
         raise RequestError(f"predict: task {task.name} neither predicts nor writes")
-    prompts = [task.prompt_tokens(row, f"row {number}") for number, row in enumerate(rows, 1)]
+    prompts = [task.prompt(row, f"row {number}") for number, row in enumerate(rows, 1)]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))  # like lengths are read together
     written = writer_of(task, network).write([prompts[number] for number in order], writing(task, options))
     found: list[Answer] = [{} for _ in rows]
@@ -45,7 +45,7 @@ def searching(
     task: WritingTask, network: Network, row: Row, options: Mapping[str, Any]
 ) -> Generator[None, None, Answer]:
     """The answer to one row by beam search, one step at a time; it is the generator's return value."""
-    prompt = task.prompt_tokens(row, "row 1")
+    prompt = task.prompt(row, "row 1")
     (found,) = yield from writer_of(task, network).searching(prompt, 1, writing(task, options))
     return written_answer(task, found.tokens)
 

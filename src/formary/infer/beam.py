@@ -16,6 +16,7 @@ import torch
 from formary.errors import RequestError
 from formary.infer.stepper import Stepper
 from formary.model.topologies import Network
+from formary.tasks.protocol import Prompt
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ def beam_steps(
     network: Network,
     prompt: Sequence[int],
     *,
-    source: Sequence[int] | None = None,
+    source: Prompt | None = None,
     beams: int = 4,
     max_tokens: int = 256,
     n: int = 1,
@@ -61,7 +62,7 @@ def beam_steps(
 
     Args:
         prompt: a decoder's tokens so far, or what an encoder-decoder's target begins with.
-        source: an encoder-decoder's source ids.
+        source: what an encoder-decoder's encoder reads.
         beams: beginnings kept at every step.
         length_penalty: above 0 favours longer sequences, below 0 shorter ones; 0 is the plain log-probability.
         early_stopping: True stops when `beams` sequences have ended; False when the best beginning, at its present

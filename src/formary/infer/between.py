@@ -1,4 +1,4 @@
-"""What a decoder in 8 bits computes between its products: into attention and the network, attention, the activation.
+"""What a stack in 8 bits computes between its products: into attention and the network, attention, the activation.
 
 Each is plain torch over positions that do not see each other, except through attention: it runs as it is, and
 `compiled` makes native code of it once for each shape of model. Weights are arguments, so all layers share that code.
@@ -62,10 +62,14 @@ def digits_of(vectors: Tensor, count: int, limit: int, split: Sequence[Tensor] =
 
 
 class Enter(nn.Module):
-    """The residual addition and the norm before a product; an RMSNorm's division is left to the unit."""
+    """The residual addition and the norm before a product; an RMSNorm's division is left to the unit.
+
+    Where norms stand after the addition (post), the vectors that go on are the normed ones.
+    """
 
     def __init__(self, config: TransformerConfig, *, added: int, into: Entry, limit: int) -> None:
         super().__init__()
+        self.post = config.norm_position == "post"
         self.norm, self.eps, self.width = config.norm, config.norm_eps, config.width
         self.added, self.count, self.split, self.limit, self.bias = added, *into, limit, config.bias
         self.spread = False
@@ -86,13 +90,16 @@ class Enter(nn.Module):
         norm, left = (weights[:1], weights[1:]) if self.norm == "rms" else (weights[:2], weights[2:])
         bias, split = (left[0], left[1:]) if self.bias else (None, left)
         hidden = add(hidden, sums, unit, bias, self.limit)
-        if self.norm == "rms":
+        if self.norm == "rms" and not self.post:
             digits, unit = digits_of(hidden * norm[0], self.count, self.limit, split)
             floor = math.sqrt(self.width * self.eps)
             length = hidden.square().sum(-1, True).sqrt()
             return hidden, digits, unit / torch.hypot(length, torch.full_like(length, floor))
-        normed = torch.nn.functional.layer_norm(hidden, (self.width,), norm[0], norm[1], self.eps)
-        return hidden, *digits_of(normed, self.count, self.limit, split)
+        if self.norm == "rms":
+            normed = hidden * norm[0] / (hidden.square().sum(-1, True) + self.width * self.eps).sqrt()
+        else:
+            normed = torch.nn.functional.layer_norm(hidden, (self.width,), norm[0], norm[1], self.eps)
+        return normed if self.post else hidden, *digits_of(normed, self.count, self.limit, split)
 
 
 class Attend(nn.Module):
@@ -158,6 +165,36 @@ class Attend(nn.Module):
         return bias
 
 
+class Project(nn.Module):
+    """Queries, keys and values as numbers, where attention itself is torch's: an encoder's, which has no cache."""
+
+    def __init__(self, config: TransformerConfig, *, given: int, limit: int) -> None:
+        super().__init__()
+        self.width = (config.heads + 2 * config.kv_head_count) * config.q_head_width
+        self.bias = bool(config.qkv_bias)
+        self.given, self.limit = given, limit
+        self.spread = False
+
+    def forward(self, sums: Tensor, unit: Tensor, *bias: Tensor) -> tuple[Tensor]:
+        """Sums (digits x positions, (heads + 2 kv_heads) x head_width) -> the same numbers without digits."""
+        projected = whole(sums.view(self.given, -1, self.width), self.limit) * unit
+        return (projected + bias[0] if self.bias else projected,)
+
+
+class Round(nn.Module):
+    """What attention gathered, as digits for the product after it."""
+
+    def __init__(self, config: TransformerConfig, *, into: Entry, limit: int) -> None:
+        super().__init__()
+        self.width = config.heads * config.q_head_width
+        self.count, self.split, self.limit = *into, limit
+        self.spread = False
+
+    def forward(self, gathered: Tensor, *split: Tensor) -> tuple[Tensor, Tensor]:
+        """(positions, heads x head_width) -> digits (count x positions, ...), and their unit."""
+        return digits_of(gathered, self.count, self.limit, split)
+
+
 class Activate(nn.Module):
     """The activation between the two products of the feed-forward network."""
 
@@ -180,7 +217,7 @@ class Activate(nn.Module):
         return digits_of(inner, self.count, self.limit, more[self.bias :])
 
 
-Part = Enter | Attend | Activate
+Part = Enter | Attend | Project | Round | Activate
 
 
 def spread(part: Part) -> Part:

@@ -1,4 +1,4 @@
-"""Native code for the parts between a decoder's products, made once for a shape of model and kept in the user's cache.
+"""Native code for the parts between the products of a stack in 8 bits, made once for a shape of model and kept in the user's cache.
 
 torch's AOTInductor writes C++ from `between`'s modules and the system's compiler makes a library of it; called without
 Python's guards, it costs a few microseconds. The code does not hold weights: models of one shape share it. Without a
@@ -29,7 +29,7 @@ from formary.infer import between
 
 Call = Callable[..., Any]
 _KINDS: dict[str, type[between.Part]] = {
-    kind.__name__: kind for kind in (between.Enter, between.Attend, between.Activate)
+    kind.__name__: kind for kind in (between.Enter, between.Attend, between.Project, between.Round, between.Activate)
 }
 _ROWS, _SEQ, _SLOTS, _KEYS, _CAPACITY = 3, 5, 4, 128, 192  # of the examples; any other numbers will do as well
 _NAMES = ("rows", "seq", "slots", "keys", "capacity")
@@ -190,6 +190,17 @@ def _example(part: between.Part) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
             {0: rows},
             *_varied(len(weights), split=part.split),
         )
+    if isinstance(part, between.Project):
+        weights = [torch.zeros(part.width)] if part.bias else []
+        sums = torch.randn(part.given * size, part.width)
+        return (sums, torch.rand(size, 1), *weights), (
+            {0: _times(part.given, rows)},
+            {0: rows},
+            *_varied(len(weights), split=False),
+        )
+    if isinstance(part, between.Round):
+        weights = _split(part.split, part.width)
+        return (torch.randn(size, part.width), *weights), ({0: rows}, *_varied(len(weights), split=part.split))
     assert isinstance(part, between.Attend)
     sequences, positions = _ROWS, _MANY if part.spread else _SEQ
     width, kv = part.head_width, part.kv_heads

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from formary.infer import between, compiled
 from formary.infer.cache import KVCache, rounded_exactly
-from formary.infer.kernels import Int8Linear, half_range, multiply
+from formary.infer.kernels import Int8Linear, entry_of, half_range, int8_of, multiply
 from formary.model.block import Block
 from formary.model.topologies import Decoder, Network
 
@@ -57,7 +57,7 @@ def parts_of(network: Decoder) -> Parts:
     config, limit = network.config.transformer, half_range()
     block = _blocks(network)[0]  # all are alike in this
     qkv, output, into, back = map(
-        _entry, (block.attention.qkv, block.attention.output, block.ffn.input, block.ffn.output)
+        entry_of, (block.attention.qkv, block.attention.output, block.ffn.input, block.ffn.output)
     )
     return Parts(
         between.Enter(config, added=back[0], into=qkv, limit=limit),
@@ -77,7 +77,7 @@ class FusedDecoder:
         self.compiled, calls = compiled.ready(*parts.all)
         self._few, self._many = calls[:4], calls[4:]
         blocks = _blocks(network)
-        biases = [None, *(_int8(block.ffn.output).bias for block in blocks)]
+        biases = [None, *(int8_of(block.ffn.output).bias for block in blocks)]
         self._layers = [_Layer.of(block, before, parts) for block, before in zip(blocks, biases)]
         self._last_bias = biases[-1]
 
@@ -162,7 +162,7 @@ class _Layer:
     @classmethod
     def of(cls, block: Block, bias_before: Tensor | None, parts: Parts) -> _Layer:
         attention, ffn = block.attention, block.ffn
-        qkv, output, into, back = map(_int8, (attention.qkv, attention.output, ffn.input, ffn.output))
+        qkv, output, into, back = map(int8_of, (attention.qkv, attention.output, ffn.input, ffn.output))
         norms = [norm.weight.detach() for norm in (attention.query_norm, attention.key_norm) if norm is not None]
         return cls(
             qkv=qkv.packed.weight,
@@ -178,13 +178,3 @@ class _Layer:
 
 def _blocks(network: Decoder) -> list[Block]:
     return [block for block in network.transformer.blocks if isinstance(block, Block)]
-
-
-def _int8(module: torch.nn.Module) -> Int8Linear:
-    assert isinstance(module, Int8Linear)
-    return module
-
-
-def _entry(module: torch.nn.Module) -> between.Entry:
-    packed = _int8(module).packed
-    return 2 if packed.fine else 1, bool(packed.split)

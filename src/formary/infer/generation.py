@@ -17,6 +17,7 @@ from formary.infer.beam import Hypothesis, beam_steps, run_out
 from formary.infer.engine import Engine, Event, Finish, Request
 from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.model.topologies import EncoderDecoder, Network
+from formary.tasks.protocol import Prompt
 
 _MAX_TOKENS = 256
 _MOST_SLOTS = 32
@@ -103,7 +104,7 @@ class Writer:
         return settings_from(self.generation_config)
 
     def write(
-        self, prompts: Sequence[tuple[int, ...]], options: Mapping[str, Any], *, n: int = 1, scored: bool = False
+        self, prompts: Sequence[Prompt], options: Mapping[str, Any], *, n: int = 1, scored: bool = False
     ) -> list[Generation]:
         """n answers to each prompt, in order.
 
@@ -127,13 +128,13 @@ class Writer:
             for key in sorted(events, key=lambda key: (key[0], key[1]))
         ]
 
-    def pieces(self, prompt: tuple[int, ...], options: Mapping[str, Any]) -> Iterator[str]:
+    def pieces(self, prompt: Prompt, options: Mapping[str, Any]) -> Iterator[str]:
         """One answer as it is written."""
         request, _ = self.request(prompt, 1, options)
         return (event.text for event in self._engine([request]).generate([request]) if event.text)
 
     def searching(
-        self, prompt: tuple[int, ...], n: int, options: Mapping[str, Any]
+        self, prompt: Prompt, n: int, options: Mapping[str, Any]
     ) -> Generator[None, None, list[Generation]]:
         """Beam search for n answers to a prompt, one step at a time; they are the generator's return value."""
         request, beams = self.request(prompt, n, options)
@@ -152,7 +153,7 @@ class Writer:
         return [self._from_beam(prompt, hypothesis) for hypothesis in found]
 
     def request(
-        self, prompt: tuple[int, ...], n: int, options: Mapping[str, Any], *, scored: bool = False
+        self, prompt: Prompt, n: int, options: Mapping[str, Any], *, scored: bool = False
     ) -> tuple[Request, dict[str, Any] | None]:
         """The engine's request for the options of `generate`, and those of beam search when that is asked for.
 
@@ -233,7 +234,7 @@ class Writer:
             chunk=_CHUNK,
         )
 
-    def _from_beam(self, prompt: tuple[int, ...], hypothesis: Hypothesis) -> Generation:
+    def _from_beam(self, prompt: Prompt, hypothesis: Hypothesis) -> Generation:
         kept = hypothesis.tokens[:-1] if hypothesis.finish == "stop" else hypothesis.tokens
         text = self.tokenizer.decode(kept, skip_special_tokens=not self.tokenizer.sentinel_ids)
         return Generation(text, hypothesis.tokens, hypothesis.finish, len(prompt), score=hypothesis.score)

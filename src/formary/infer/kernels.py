@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from formary.errors import RequestError
-from formary.infer.between import digits_of, whole
+from formary.infer.between import Entry, digits_of, whole
 from formary.model.heads import LanguageHead
 from formary.model.topologies import EncoderDecoder, Network
 
@@ -128,6 +128,18 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             out += self.bias
         return out.view(*vectors.shape[:-1], self.out_features)
+
+
+def int8_of(module: nn.Module) -> Int8Linear:
+    """A linear layer of a network that `quantised` made."""
+    assert isinstance(module, Int8Linear)
+    return module
+
+
+def entry_of(module: nn.Module) -> Entry:
+    """How its product is entered."""
+    packed = int8_of(module).packed
+    return 2 if packed.fine else 1, bool(packed.split)
 
 
 class Int8Head(LanguageHead):

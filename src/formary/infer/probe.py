@@ -16,6 +16,7 @@ from torch import Tensor
 
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RequestError
+from formary.infer.fused_encoder import FusedEncoder, fits
 from formary.infer.kernels import available, quantised
 from formary.infer.stepper import Stepper, writes
 from formary.model.config import ModelConfig
@@ -69,6 +70,8 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
     first, second = _sample(tokenizer, network.config)
     source = first[:, : network.config.encoder.context] if network.config.encoder is not None else None
     rounded = quantised(network, first, source=source)
+    if fits(rounded):
+        rounded = FusedEncoder(rounded)
     if not writes(network):
         return rounded, Choice("int8", "asked for")
     rise = perplexity(rounded, second, source) / perplexity(network, second, source) - 1

@@ -11,6 +11,7 @@ from itertools import takewhile
 
 from formary.infer.request import PromptScores, Top
 from formary.infer.writing import Answer
+from formary.tasks.protocol import Prompt
 
 
 @dataclass(eq=False, slots=True)
@@ -19,7 +20,7 @@ class Reading:
 
     answers: list[Answer]
     tokens: tuple[int, ...]
-    source: tuple[int, ...]  # an encoder-decoder's
+    source: Prompt  # an encoder-decoder's
     done: int = 0
     cached: int = 0
     started: bool = False  # whether the row holds anything of it
@@ -27,7 +28,7 @@ class Reading:
     scores: list[tuple[float, Top]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.opens = bool(self.source)
+        self.opens = len(self.source) > 0
 
     @property
     def scored(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from formary.errors import RequestError
 from formary.infer.sampling import Constraint, SamplingSettings
 from formary.model.config import ModelConfig
+from formary.tasks.protocol import Prompt, Source
 
 Finish = Literal["stop", "length"]
 Top = tuple[tuple[int, float], ...]  # the likeliest (token, log-probability) pairs, best first
@@ -45,7 +46,7 @@ class Request:
     """What is to be written.
 
     Args:
-        prompt: token ids; an encoder-decoder reads them as the source.
+        prompt: token ids; an encoder-decoder reads them as the source, which may be something else than text.
         max_tokens: stop with reason "length" after this many; 0 only scores the prompt (see `prompt_logprobs`).
         n: how many answers; answer i draws from (seed, i).
         first: the number of the first of them, for a caller who asks for some at a time.
@@ -61,7 +62,7 @@ class Request:
         id: the caller's name for it, repeated in its events.
     """
 
-    prompt: tuple[int, ...]
+    prompt: Prompt
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     max_tokens: int = 256
     n: int = 1
@@ -147,7 +148,8 @@ def beginning(
     Raises:
         RequestError: the model cannot follow the request; the message names what.
     """
-    prompt, source = request.prompt, request.prompt
+    source, ids = request.prompt, () if isinstance(request.prompt, Source) else request.prompt
+    prompt = ids
     if config.encoder is not None:
         start = (config.decoder_start_id,) if config.decoder_start_id is not None else ()
         prompt = start if request.prefix is None else request.prefix
@@ -155,7 +157,9 @@ def beginning(
             raise RequestError(
                 f"prompt: {len(source)} tokens are more than the encoder's context of {source_context}; shorten it"
             )
-        if not source:
+        if isinstance(source, Source) == config.reads_text:
+            raise RequestError(f"prompt: this model's encoder reads {config.embedder}; give it such a source")
+        if not len(source):
             raise RequestError("prompt: is empty; an encoder-decoder needs a source text")
         if not prompt:
             raise RequestError("prefix: the model's config has no decoder_start_id, so say what the target begins with")
@@ -166,10 +170,10 @@ def beginning(
         raise RequestError("prompt: has no tokens to begin from")
     if len(prompt) > context:
         raise RequestError(f"prompt: {len(prompt)} tokens are more than the context of {context}; shorten it")
-    if min(*prompt, *source, 0) < 0:
-        raise RequestError(f"prompt: token {min(*prompt, *source)} is not in the vocabulary; ids count from 0")
+    if min(*prompt, *ids, 0) < 0:
+        raise RequestError(f"prompt: token {min(*prompt, *ids)} is not in the vocabulary; ids count from 0")
     bias = request.settings.logit_bias
-    largest = max(*prompt, *source, *bias, 0)
+    largest = max(*prompt, *ids, *bias, 0)
     if largest >= vocab_size:
         raise RequestError(f"prompt or logit_bias: token {largest} is outside the vocabulary of {vocab_size}")
     if list(bias.values()).count(-math.inf) == vocab_size:

@@ -17,6 +17,7 @@ from formary.infer.cache import KVCache
 from formary.infer.fused import FusedDecoder, fits
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
+from formary.tasks.protocol import Prompt, Source
 
 
 class Stepper:
@@ -57,12 +58,12 @@ class Stepper:
         self._fused = FusedDecoder(network, self.cache) if fits(network) else None
 
     @torch.inference_mode()
-    def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:
+    def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Prompt] = ()) -> Tensor:
         """Read whole prompts into rows start, start + 1, ...; logits (prompts, vocab_size) after each one's last token.
 
         Args:
             prompts: token ids, at least one each; for an encoder-decoder what the target begins with.
-            sources: an encoder-decoder's source ids, one list for each prompt.
+            sources: an encoder-decoder's sources, one for each prompt: ids, or what else its encoder reads.
         """
         for row in range(start, start + len(prompts)):
             self.cache.clear(row)
@@ -71,14 +72,14 @@ class Stepper:
         return self.logits(hidden[torch.arange(len(prompts), device=self.device), ends])
 
     @torch.inference_mode()
-    def read(self, start: int, pieces: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()) -> Tensor:
+    def read(self, start: int, pieces: Sequence[Sequence[int]], sources: Sequence[Prompt] = ()) -> Tensor:
         """Feed some tokens to rows start, start + 1, ..., each after what it holds; hidden states (rows, seq, width).
 
         Pieces are padded on the right: causal attention never looks right, so padding changes nothing, and it is not
         counted into the rows' lengths.
 
         Args:
-            sources: an encoder-decoder's source ids for each row, when its target begins with this piece.
+            sources: an encoder-decoder's source for each row, when its target begins with this piece.
         """
         memory = self._encode(sources) if sources else None
         lengths = [len(source) for source in sources] if sources else None
@@ -130,15 +131,17 @@ class Stepper:
             logprobs += table.gather(1, wanted[:, None])[:, 0].tolist()
         return logprobs
 
-    def _encode(self, sources: Sequence[Sequence[int]]) -> Tensor:
+    def _encode(self, sources: Sequence[Prompt]) -> Tensor:
         network = self.network
         assert isinstance(network, EncoderDecoder)
-        lengths = [len(source) for source in sources]
-        mask = None
+        values = [source.values for source in sources if isinstance(source, Source)]
+        ids = [source for source in sources if not isinstance(source, Source)]
+        read = torch.stack(values).to(self.device) if values else _padded(ids, self.device)
+        lengths, mask = [len(source) for source in sources], None
         if min(lengths) != max(lengths):
             mask = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
         with evaluating(network):
-            return network.encode(_padded(sources, self.device), mask=mask)
+            return network.encode(read, mask=mask)
 
     def _forward(
         self,

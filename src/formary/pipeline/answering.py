@@ -61,5 +61,5 @@ def _checked(model: Model, rows: Sequence[Row]) -> list[str]:
     whole.examples(rows, targets=True)
     if isinstance(prompts, WritingTask):
         for number, row in enumerate(rows, 1):
-            prompts.prompt_tokens(row, f"row {number}")
+            prompts.prompt(row, f"row {number}")
     return whole.notes()

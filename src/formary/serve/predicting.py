@@ -138,7 +138,7 @@ async def _written(served: Served, rows: Sequence[Any], most: int | None, key: s
 
 def _requests(served: Served, task: WritingTask, rows: Sequence[Any], most: int | None) -> list[Request]:
     writer, options = writer_of(task, served.model.network), writing(task, {"max_tokens": most})
-    prompts = [task.prompt_tokens(row, f"row {number}") for number, row in enumerate(rows_of(task, rows), 1)]
+    prompts = [task.prompt(row, f"row {number}") for number, row in enumerate(rows_of(task, rows), 1)]
     return [writer.request(prompt, 1, options)[0] for prompt in prompts]
 
 

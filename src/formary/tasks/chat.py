@@ -100,7 +100,7 @@ class Chat:
         A conversation of which nothing is learned within the context gives no example.
         """
         if not targets:
-            prompts = [self.prompt_tokens(row, f"{where} {number}") for number, row in enumerate(rows, 1)]
+            prompts = [self.prompt(row, f"{where} {number}") for number, row in enumerate(rows, 1)]
             return [Example(np.array(prompt), row=number) for number, prompt in enumerate(prompts)]
         found = []
         for number, row in enumerate(rows):
@@ -146,7 +146,7 @@ class Chat:
         smoothing = self.smoothing if network.training else 0.0
         return cross_entropy(network.head, network(batch["tokens"]), batch["targets"], smoothing=smoothing)
 
-    def prompt_tokens(self, row: Row, where: str) -> tuple[int, ...]:
+    def prompt(self, row: Row, where: str) -> tuple[int, ...]:
         """The conversation up to the user's last turn, opened for the answer; of a long one the oldest turns are left out."""
         place = place_of(row, where)
         messages = self._messages(row, place)

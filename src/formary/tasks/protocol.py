@@ -31,6 +31,25 @@ Precision = Callable[[], AbstractContextManager[object]]
 Progress = Callable[[int, int], object]  # is told how much is done, and of how much
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What an encoder-decoder's encoder reads where that is no text: a picture, say.
+
+    Args:
+        values: one input as the encoder's embedder takes it, without the batch: pixels (channels, height, width).
+        positions: how many vectors the embedder makes of it.
+    """
+
+    values: Tensor
+    positions: int
+
+    def __len__(self) -> int:
+        return self.positions
+
+
+Prompt = tuple[int, ...] | Source
+
+
 def read_of(batch: Batch) -> Tensor:
     """What the network reads of a batch: (batch, seq) ids, (batch, channels, height, width) pixels, ...; the first entry."""
     return next(iter(batch.values()))
@@ -214,7 +233,7 @@ class WritingTask(LabelledTask, Protocol):
 
     ends: tuple[int, ...]  # tokens that end an answer
 
-    def prompt_tokens(self, row: Row, where: str) -> tuple[int, ...]:
+    def prompt(self, row: Row, where: str) -> Prompt:
         """What is read before writing: a decoder's beginning, or an encoder-decoder's source.
 
         Raises:

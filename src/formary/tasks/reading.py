@@ -21,7 +21,8 @@ from formary.model.topologies import Decoder, Encoder, Network
 from formary.recipe.schema import Train
 from formary.tasks.protocol import Batch, Example, LabelledTask, Precision, Progress, Row, read_of
 
-_PREDICT_TOKENS = 4096  # padded tokens in a batch of predictions
+_AT_ONCE = {"cpu": 1024}  # padded tokens in a batch of predictions: what passes between layers stays in the cache
+_ELSEWHERE = 16384
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class RowBatches:
         return self.changed(chosen, step) if self.changed else self.task.collate(chosen)
 
 
-def in_batches(task: LabelledTask, examples: Sequence[Example], *, tokens: int = _PREDICT_TOKENS) -> Iterator[Batch]:
+def in_batches(task: LabelledTask, examples: Sequence[Example], *, tokens: int = _AT_ONCE["cpu"]) -> Iterator[Batch]:
     """Every example once, like lengths together, for measuring."""
     for rows in by_length([len(example.inputs) for example in examples], tokens=tokens):
         yield task.collate([examples[row] for row in rows])
@@ -180,7 +181,8 @@ def outputs(
     network.eval()
     try:
         with precision():  # once: what autocast makes of the weights is kept within
-            for rows in by_length([len(example.inputs) for example in examples], tokens=_PREDICT_TOKENS):
+            most = _AT_ONCE.get(device.type, _ELSEWHERE)
+            for rows in by_length([len(example.inputs) for example in examples], tokens=most):
                 batch = {name: tensor.to(device) for name, tensor in task.collate([examples[r] for r in rows]).items()}
                 for row, one in zip(rows, answer(network, batch), strict=True):
                     found[row] = one

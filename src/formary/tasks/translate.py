@@ -166,7 +166,7 @@ class Translate:
         assert isinstance(network.head, LanguageHead)
         return cross_entropy(network.head, hidden, batch["targets"], smoothing=smoothing)
 
-    def prompt_tokens(self, row: Row, where: str) -> tuple[int, ...]:
+    def prompt(self, row: Row, where: str) -> tuple[int, ...]:
         (source,) = self.reader.read([text_of(row, "source", place_of(row, where))])
         tokens = tuple(source.tokens.tolist())
         return tokens if self.topology == "encoder_decoder" else (*tokens, self.end)
