@@ -16,7 +16,7 @@ import torch
 from formary.errors import RequestError
 from formary.infer.stepper import Stepper
 from formary.model.topologies import Network
-from formary.tasks.protocol import Prompt
+from formary.tasks.protocol import Source
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def beam_steps(
     network: Network,
     prompt: Sequence[int],
     *,
-    source: Prompt | None = None,
+    source: Sequence[int] | Source | None = None,
     beams: int = 4,
     max_tokens: int = 256,
     n: int = 1,

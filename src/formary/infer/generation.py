@@ -17,7 +17,7 @@ from formary.infer.beam import Hypothesis, beam_steps, run_out
 from formary.infer.engine import Engine, Event, Finish, Request
 from formary.infer.sampling import SETTINGS, SamplingSettings
 from formary.model.topologies import EncoderDecoder, Network
-from formary.tasks.protocol import Prompt
+from formary.tasks.protocol import Prompt, Source
 
 _MAX_TOKENS = 256
 _MOST_SLOTS = 32
@@ -133,9 +133,7 @@ class Writer:
         request, _ = self.request(prompt, 1, options)
         return (event.text for event in self._engine([request]).generate([request]) if event.text)
 
-    def searching(
-        self, prompt: Prompt, n: int, options: Mapping[str, Any]
-    ) -> Generator[None, None, list[Generation]]:
+    def searching(self, prompt: Prompt, n: int, options: Mapping[str, Any]) -> Generator[None, None, list[Generation]]:
         """Beam search for n answers to a prompt, one step at a time; they are the generator's return value."""
         request, beams = self.request(prompt, n, options)
         config, seq2seq = self.network.config, isinstance(self.network, EncoderDecoder)
@@ -143,7 +141,7 @@ class Writer:
             raise RequestError(f"prompt: {len(prompt)} tokens are more than the encoder's {config.encoder.context}")
         found = yield from beam_steps(
             self.network,
-            (request.prefix or ()) if seq2seq else prompt,
+            (request.prefix or ()) if seq2seq or isinstance(prompt, Source) else prompt,
             source=prompt if seq2seq else None,
             max_tokens=request.max_tokens,
             n=n,

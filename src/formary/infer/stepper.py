@@ -17,7 +17,7 @@ from formary.infer.cache import KVCache
 from formary.infer.fused import FusedDecoder, fits
 from formary.model.heads import LanguageHead
 from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
-from formary.tasks.protocol import Prompt, Source
+from formary.tasks.protocol import Source
 
 
 class Stepper:
@@ -58,7 +58,7 @@ class Stepper:
         self._fused = FusedDecoder(network, self.cache) if fits(network) else None
 
     @torch.inference_mode()
-    def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Prompt] = ()) -> Tensor:
+    def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Source] = ()) -> Tensor:
         """Read whole prompts into rows start, start + 1, ...; logits (prompts, vocab_size) after each one's last token.
 
         Args:
@@ -72,7 +72,7 @@ class Stepper:
         return self.logits(hidden[torch.arange(len(prompts), device=self.device), ends])
 
     @torch.inference_mode()
-    def read(self, start: int, pieces: Sequence[Sequence[int]], sources: Sequence[Prompt] = ()) -> Tensor:
+    def read(self, start: int, pieces: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Source] = ()) -> Tensor:
         """Feed some tokens to rows start, start + 1, ..., each after what it holds; hidden states (rows, seq, width).
 
         Pieces are padded on the right: causal attention never looks right, so padding changes nothing, and it is not
@@ -131,7 +131,7 @@ class Stepper:
             logprobs += table.gather(1, wanted[:, None])[:, 0].tolist()
         return logprobs
 
-    def _encode(self, sources: Sequence[Prompt]) -> Tensor:
+    def _encode(self, sources: Sequence[Sequence[int] | Source]) -> Tensor:
         network = self.network
         assert isinstance(network, EncoderDecoder)
         values = [source.values for source in sources if isinstance(source, Source)]
