@@ -86,7 +86,7 @@ def test_the_prompt_of_each_answer_is_the_prompt_that_the_model_is_given(content
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
             (example,) = task.examples([{"messages": messages[: place + 1]}], targets=True)
-            prompt = list(task.prompt_tokens({"messages": messages[: place + whole_turns]}, "row 1"))
+            prompt = list(task.prompt({"messages": messages[: place + whole_turns]}, "row 1"))
             last = len(example.target) - 1 - example.target[::-1].argmax()
             first = last - example.target[: last + 1][::-1].argmin() + 1
             assert example.inputs[:first].tolist() == prompt
@@ -178,9 +178,9 @@ def test_what_is_too_long_is_cut_left_out_and_counted():
 def test_of_a_prompt_that_is_too_long_the_oldest_turns_are_left_out_and_the_system_message_stays():
     task = made(context=80)
     row = talk("one" * 9, "two", "three", "four", "say a", system="be kind")
-    prompt = task.tokenizer.decode(task.prompt_tokens(row, "row 1"))
+    prompt = task.tokenizer.decode(task.prompt(row, "row 1"))
     assert prompt == render(task.template, talk("three", "four", "say a", system="be kind")["messages"])
-    endless = task.prompt_tokens(talk("x" * 200), "row 1")
+    endless = task.prompt(talk("x" * 200), "row 1")
     assert len(endless) == task.context - task.longest_answer
     assert "2 conversations were too long to answer whole; the oldest part was left out" in task.notes()
 
@@ -231,7 +231,7 @@ def test_what_cannot_be_learned_or_asked_is_refused_with_the_row():
     with pytest.raises(DataError, match=r"validation row 1 \(id 5\): message 1 has the role 'bot'"):
         task.examples([{"id": 5, "messages": [{"role": "bot", "content": "x"}]}], targets=True, where="validation row")
     with pytest.raises(DataError, match="row 1: the user says nothing to answer"):
-        task.prompt_tokens({"messages": [{"role": "assistant", "content": "x"}]}, "row 1")
+        task.prompt({"messages": [{"role": "assistant", "content": "x"}]}, "row 1")
     with pytest.raises(DataError, match="no training rows"):
         made(rows=[])
     with pytest.raises(RecipeError, match="task chat needs a decoder, and this is an encoder"):

@@ -83,7 +83,7 @@ def test_an_encoder_decoder_reads_the_source_and_is_asked_for_the_target_and_its
         assert (line[len(target) :] == IGNORED).all()
         assert batch["decoder_tokens"][number, : len(target)].tolist() == [pad, *target[:-1]]
         assert batch["tokens"][number][batch["mask"][number]].tolist() == source
-        assert task.prompt_tokens(row, "row 1") == tuple(source)
+        assert task.prompt(row, "row 1") == tuple(source)
 
 
 def test_a_decoder_is_asked_for_the_target_and_its_end_and_nothing_of_the_source():
@@ -98,7 +98,7 @@ def test_a_decoder_is_asked_for_the_target_and_its_end_and_nothing_of_the_source
         expected = [IGNORED] * len(source) + [*target, end]
         assert batch["targets"][number, : len(expected)].tolist() == expected
         assert (batch["targets"][number, len(expected) :] == IGNORED).all()
-        assert task.prompt_tokens(row, "row 1") == (*source, end)
+        assert task.prompt(row, "row 1") == (*source, end)
 
 
 @BOTH
