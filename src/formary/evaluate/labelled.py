@@ -164,8 +164,11 @@ def _text_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str,
 
 
 def _text_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
-    known, kept = _pairs(task, training)
-    return texts.baselines([known[number] for number in kept], _pairs(task, rows)[0])
+    pairs, kept = _pairs(task, training)
+    known = [pairs[number] for number in kept]
+    if getattr(task, "embedder", "tokens") != "tokens":  # no source text that could be copied or looked up
+        return texts.commonest(known, len(rows))
+    return texts.baselines(known, _pairs(task, rows)[0])
 
 
 def _pairs(task: Any, rows: Sequence[Row]) -> tuple[Sequence[Row], list[int]]:

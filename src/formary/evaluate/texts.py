@@ -202,6 +202,12 @@ def baselines(train_rows: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[
     return found
 
 
+def commonest(train_rows: Sequence[Row], count: int) -> dict[str, list[dict[str, Any]]]:
+    """`count` times the target that training rows have most often, the baseline where there is no source text."""
+    counts = Counter(source_and_target(row)[1] for row in train_rows)
+    return {"most frequent text": [{"text": counts.most_common(1)[0][0]}] * count} if counts else {}
+
+
 def nearest_texts(known: Sequence[str], asked: Sequence[str]) -> list[int]:
     """For each asked text the place of the most similar known one: the same text, else the highest TF-IDF cosine.
 

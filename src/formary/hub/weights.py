@@ -21,7 +21,7 @@ from formary.hub.families.family import BUFFERS, Family, join
 from formary.model.config import ModelConfig, TransformerConfig
 from formary.model.embedders import TextEmbedder
 from formary.model.heads import LanguageHead
-from formary.model.topologies import Network, build
+from formary.model.topologies import EncoderDecoder, Network, build
 
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -208,7 +208,7 @@ def _put(network: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _tie(network: Network) -> None:
-    embedder = network.embedder
+    embedder = network.decoder_embedder if isinstance(network, EncoderDecoder) else network.embedder
     head = network.head
     if isinstance(head, LanguageHead) and network.config.tied_embeddings and isinstance(embedder, TextEmbedder):
         head.weight = embedder.tokens.weight

@@ -58,7 +58,9 @@ class Stepper:
         self._fused = FusedDecoder(network, self.cache) if fits(network) else None
 
     @torch.inference_mode()
-    def prefill(self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Source] = ()) -> Tensor:
+    def prefill(
+        self, start: int, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Source] = ()
+    ) -> Tensor:
         """Read whole prompts into rows start, start + 1, ...; logits (prompts, vocab_size) after each one's last token.
 
         Args:
@@ -72,7 +74,9 @@ class Stepper:
         return self.logits(hidden[torch.arange(len(prompts), device=self.device), ends])
 
     @torch.inference_mode()
-    def read(self, start: int, pieces: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Source] = ()) -> Tensor:
+    def read(
+        self, start: int, pieces: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Source] = ()
+    ) -> Tensor:
         """Feed some tokens to rows start, start + 1, ..., each after what it holds; hidden states (rows, seq, width).
 
         Pieces are padded on the right: causal attention never looks right, so padding changes nothing, and it is not

@@ -39,6 +39,7 @@ TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the mode
     "classify": ("text-classification", "AutoModelForSequenceClassification", "labels texts"),
     "tag": ("token-classification", "AutoModelForTokenClassification", "tags the words of a text"),
     "answer_span": ("question-answering", "AutoModelForQuestionAnswering", "finds answers in a text"),
+    "caption": ("image-to-text", "AutoModel", "describes pictures"),
     "translate": ("text2text-generation", "AutoModelForSeq2SeqLM", "writes a text for a text"),
     "chat": ("text-generation", "AutoModelForCausalLM", "answers in a conversation"),
     "preference": ("text-generation", "AutoModelForCausalLM", "answers as people prefer"),

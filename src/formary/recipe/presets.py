@@ -69,6 +69,12 @@ _VIT: dict[str, Any] = {
     "embedder": "patches",
     "initialisation": "vit",
 }
+_CAPTION: dict[str, Any] = {
+    "topology": "encoder_decoder",
+    "embedder": "patches",
+    "class_tokens": 0,
+    "initialisation": "llama",
+}
 
 # The published sizes for MovieLens: Kang and McAuley 2018, section 4.1; Sun et al. 2019, section 4.4.
 _SASREC: dict[str, Any] = {
@@ -106,6 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sasrec-mini": _SASREC,
     "bert4rec-mini": _BERT4REC,
     "vit-mini": {**_VIT, "layers": 6, "width": 96, "heads": 3, "ffn_width": 192, "image_size": 32, "patch_size": 4},
+    "caption-mini": {**_MODERN, **_CAPTION, "layers": 3, "width": 192, "image_size": 64, "patch_size": 8},
     "vit-base": {**_VIT, "layers": 12, "width": 768, "heads": 12, "image_size": 224, "patch_size": 16},
 }
 

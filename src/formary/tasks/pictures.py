@@ -36,6 +36,7 @@ class PictureReader:
         channels: 3 for colours, 1 for grey.
         mean, std: by channel, of pixels from 0 to 1: what is taken off and what the rest is divided by.
         column: of the rows, that holds the picture.
+        positions: vectors that a model makes of a picture.
     """
 
     size: int
@@ -43,13 +44,21 @@ class PictureReader:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     column: str = "image"
+    positions: int = 0
 
     @classmethod
     def of_config(cls, config: ModelConfig) -> Self:
         """The reader for a model; what it does not say of the scale of pixels is 0.5, as for Google's ViT."""
         assert config.image_size is not None
         half = (0.5,) * config.channels
-        return cls(config.image_size, config.channels, config.image_mean or half, config.image_std or half)
+        positions = (config.encoder or config.transformer).context
+        return cls(
+            config.image_size,
+            config.channels,
+            config.image_mean or half,
+            config.image_std or half,
+            positions=positions,
+        )
 
     def measured(self, rows: Sequence[Row], where: str) -> Self:
         """The same reader with the mean and spread of these rows' pixels (of 2,000 of them, where there are more)."""

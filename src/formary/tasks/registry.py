@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 from formary.errors import RecipeError, nearest
 from formary.tasks.answer_span import AnswerSpan
+from formary.tasks.caption import Caption
 from formary.tasks.causal_lm import CausalLM
 from formary.tasks.chat import Chat
 from formary.tasks.classify import Classify
@@ -28,6 +29,7 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "answer_span": AnswerSpan,
     "embed": Embed,
     "translate": Translate,
+    "caption": Caption,
     "chat": Chat,
     "preference": Preference,
     "multiple_choice": MultipleChoice,
