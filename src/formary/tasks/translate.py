@@ -23,7 +23,7 @@ from formary.model.topologies import Decoder, EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
 from formary.tasks.models import asks_for_decoder, context_of, scratch_config, with_language_head
-from formary.tasks.protocol import Answers, Batch, Example, Row
+from formary.tasks.protocol import Answers, Batch, Example, Prompt, Row
 from formary.tasks.reading import Reader, collated, padded, place_of, text_of
 
 _UNSAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -166,7 +166,7 @@ class Translate:
         assert isinstance(network.head, LanguageHead)
         return cross_entropy(network.head, hidden, batch["targets"], smoothing=smoothing)
 
-    def prompt(self, row: Row, where: str) -> tuple[int, ...]:
+    def prompt(self, row: Row, where: str) -> Prompt:
         (source,) = self.reader.read([text_of(row, "source", place_of(row, where))])
         tokens = tuple(source.tokens.tolist())
         return tokens if self.topology == "encoder_decoder" else (*tokens, self.end)
