@@ -44,6 +44,7 @@ _EXTRAS = {
     "languages": "keep only some languages (data.clean.languages)",
     "translate": "BLEU and chrF of written texts (sacrebleu)",
     "search": "hyperparameter search (Optuna)",
+    "series": "forecasts beside exponential smoothing (statsmodels)",
     "privacy": "differentially private training (Opacus)",
     "mlflow": "follow runs in MLflow",
     "wandb": "follow runs in Weights & Biases",

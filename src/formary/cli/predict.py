@@ -29,6 +29,7 @@ def predict(
     """Answer rows with a fine-tuned model: labels, tags, answers in a text, translations."""
     from formary.infer.loaded import load
     from formary.pipeline.measure import rows_for, write_answers
+    from formary.pipeline.telling import forecast_lines
 
     loaded = load(model, precision="int8" if precision == "int8" else "float32")
     task = loaded.task
@@ -42,6 +43,9 @@ def predict(
         print(f"{len(answers):,} answers written to {out}")
         return
     for row, answer in zip(rows, answers):
+        if "forecasts" in answer and not json:
+            print("\n".join(forecast_lines(answer)))
+            continue
         print(json_format.dumps(answer, ensure_ascii=False) if json else _line(task, row, answer))
 
 

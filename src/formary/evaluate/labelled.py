@@ -11,14 +11,25 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from formary.data.duplicates import NearDuplicates
-from formary.evaluate import choices, labels, ranking, spans, tags, texts, vectors
+from formary.evaluate import (
+    choices,
+    forecast_baselines,
+    forecasts,
+    labels,
+    ranking,
+    spans,
+    table_baselines,
+    tags,
+    texts,
+    vectors,
+)
 from formary.evaluate.labels import LOWER_IS_BETTER as LABELS_LOWER
 from formary.recipe.schema import Evaluate
 from formary.tasks.protocol import Answer, LabelledTask, Row
 
 Answers = Sequence[Answer]
 
-LOWER_IS_BETTER = (*LABELS_LOWER, *ranking.LOWER_IS_BETTER)
+LOWER_IS_BETTER = (*LABELS_LOWER, *ranking.LOWER_IS_BETTER, *forecasts.LOWER_IS_BETTER)
 """The metrics of which less is better."""
 
 LEAK_FREE = "without near-duplicates"
@@ -148,6 +159,16 @@ def _label_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) ->
     )
 
 
+def _row_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    worded = [{**row, "text": task.worded(row)} for row in rows]
+    columns = [column.name for column in task.table.columns]
+    return labels.details(worded, answers, labels=task.labels, kind=task.kind, columns=columns)
+
+
+def _row_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    return table_baselines.baselines(training, rows, task.table.columns, task.kind)
+
+
 def _text_metrics(
     task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
 ) -> list[dict[str, Any]]:
@@ -213,6 +234,34 @@ def _ranking_metrics(
     return ranking.metrics(rows, answers, items=task.choices, settings=settings, where=where)
 
 
+def _forecast_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    series = [task.windows.points(row, f"row {number}") for number, row in enumerate(rows, 1)]
+    return forecasts.metrics(series, answers, season=task.told.season, settings=settings, where=where)
+
+
+def _forecast_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    series = [task.windows.points(row, f"row {number}") for number, row in enumerate(rows, 1)]
+    return forecasts.details(series, answers, season=task.told.season)
+
+
+def _forecast_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    known = [task.windows.points(row, f"training row {number}") for number, row in enumerate(training, 1)]
+    series = [task.windows.points(row, f"row {number}") for number, row in enumerate(rows, 1)]
+    told = task.told
+    return forecast_baselines.baselines(
+        known,
+        series,
+        [task.windows.origins(points, every=told.every) for points in series],
+        columns=told.columns,
+        horizon=task.horizon,
+        context=told.context,
+        season=told.season,
+        levels=task.quantiles,
+    )
+
+
 def _suite(module: Measuring) -> Suite:
     """The suite of a module that measures rows as they are."""
     return Suite(
@@ -224,6 +273,7 @@ def _suite(module: Measuring) -> Suite:
 
 SUITES: dict[str, Suite] = {
     "labels": Suite(_label_metrics, _label_details, _label_baselines),
+    "row_labels": Suite(_label_metrics, _row_details, _row_baselines),
     "tags": _suite(tags),
     "spans": _suite(spans),
     "choices": Suite(_choice_metrics, _choice_details, _choice_baselines),
@@ -231,6 +281,7 @@ SUITES: dict[str, Suite] = {
     "texts": Suite(_text_metrics, _text_details, _text_baselines),
     "vectors": _suite(vectors),
     "ranking": Suite(_ranking_metrics, lambda task, rows, answers: ranking.details(rows, answers), ranking.baselines),
+    "forecasts": Suite(_forecast_metrics, _forecast_details, _forecast_baselines),
 }
 
 

@@ -57,7 +57,7 @@ def answers_of(
 def _baselines(
     tables: tuple[Any, Any] | None, labels: Sequence[Any], count: int, kind: Kind, name: str
 ) -> dict[str, Answers]:
-    found = {"mean" if kind == "regression" else "majority class": _commonest(labels, count, kind)}
+    found = {"mean" if kind == "regression" else "majority class": commonest(labels, count, kind)}
     if tables is None:
         return found
     with warnings.catch_warnings():
@@ -77,7 +77,8 @@ def is_unspaced(texts: Sequence[str]) -> bool:
     return 2 * len(_UNSPACED.findall(sample)) > len(_LETTER.findall(sample))
 
 
-def _commonest(labels: Sequence[Any], count: int, kind: Kind) -> Answers:
+def commonest(labels: Sequence[Any], count: int, kind: Kind) -> Answers:
+    """The mean, the majority class with the shares of all as probabilities, or the commonest set of labels, so many times."""
     if kind == "regression":
         return [{"value": float(np.mean(labels))} for _ in range(count)]
     shares = {name: held / len(labels) for name, held in Counter(name for names in labels for name in names).items()}

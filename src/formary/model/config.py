@@ -17,8 +17,8 @@ NormPosition = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
-Embedder = Literal["tokens", "patches"]
-Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice"]
+Embedder = Literal["tokens", "patches", "series", "columns"]
+Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice", "forecast"]
 Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit", "zero_outputs"]
 
 
@@ -153,14 +153,17 @@ class ModelConfig:
     next_sentence: bool = False
     labels: tuple[
         str, ...
-    ] = ()  # of the heads classify and tag; those of span are start and end, that of choice is itself
+    ] = ()  # of classify and tag; of span start and end, of choice itself, of forecast what is said of each step
     problem: Literal["single", "multi", "regression"] = "single"
     pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence
     pooler_activation: Literal["tanh", "relu"] = "tanh"
     embedder: Embedder = "tokens"  # what turns the input into vectors; of an encoder-decoder, its encoder's
     image_size: int | None = None  # side of a square picture in pixels, as are those of its patches
     patch_size: int | None = None
-    channels: int = 3
+    channels: int = 3  # of a picture; of a series the values of each step: its own, then those known of the future
+    horizon: int | None = None  # steps of a series that are forecast; patch_size is in steps too
+    instance_norm: Literal["mean", "last"] = "mean"  # what a series is measured from
+    column_sizes: tuple[int, ...] = ()  # of a table's columns: how many categories, 0 for a column of numbers
     features: int = 0  # numbers that are known of each token (vectors of items' texts), beside what is learned
     features_alone: float = (
         0.0  # share of the tokens for which a training step has nothing else; 1: nothing else exists
@@ -189,7 +192,7 @@ class ModelConfig:
             raise RecipeError(f"value_embeddings are for decoders that read tokens, and this is an {self.topology}")
         if self.vocab_size < 1 and self.reads_text:
             raise RecipeError(f"vocab_size {self.vocab_size} must be at least 1")
-        for name in ("labels", "image_mean", "image_std"):
+        for name in ("labels", "image_mean", "image_std", "column_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         unfit = self.topology == "encoder_decoder" or not self.labels or len(set(self.labels)) < len(self.labels)
         if self.labelled and unfit:

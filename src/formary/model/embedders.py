@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from formary.model.config import ModelConfig, TransformerConfig
 from formary.model.dropout import Dropout
+from formary.model.norms import InstanceNorm
 
 
 class TextEmbedder(nn.Module):
@@ -118,6 +119,67 @@ class PatchEmbedder(nn.Module):
         return cast(Tensor, self.dropout(vectors + self.positions))
 
 
+class SeriesEmbedder(nn.Module):
+    """Stretches of a series as vectors (PatchTST, Nie et al. 2023, section 3.1), one channel at a time.
+
+    A step has the series' value, which is NaN where it is missing or still to come, and what is known of it at any time
+    (calendar, plans). The last steps are the future, of which only the latter is known.
+    """
+
+    def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
+        super().__init__()
+        assert config.patch_size is not None
+        self.patch = config.patch_size
+        self.norm = InstanceNorm(config.instance_norm)
+        self.patches = nn.Linear(self.patch * (config.channels + 1), stack.width)
+        self.positions = nn.Parameter(torch.zeros(1, stack.context // self.patch, stack.width))
+        self.dropout = Dropout(stack.dropout)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Vectors (batch, steps / patch, width) for steps (batch, steps, channels)."""
+        values, others = steps[..., :1], steps[..., 1:]
+        given = ~values.isnan()
+        level, unit = self.norm.statistics(values[..., 0])
+        normed = self.norm(values.nan_to_num(), level[..., None], unit[..., None])  # no NaN may meet a gradient
+        read = torch.cat([torch.where(given, normed, 0.0), given.to(others.dtype), others], dim=-1)
+        vectors = self.patches(read.reshape(len(steps), -1, self.patch * read.shape[-1]))
+        return cast(Tensor, self.dropout(vectors + self.positions))
+
+
+class ColumnEmbedder(nn.Module):
+    """The cells of a row as vectors, after one learned class vector (FT-Transformer, Gorishniy et al. 2021, section 3.1).
+
+    A number scales its column's vector, a category has one of its own; both are added to the column's bias. NaN is a
+    missing number, and has a vector of its own too, as the category 0 is a missing one.
+    """
+
+    def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
+        super().__init__()
+        sizes = config.column_sizes
+        self.numeric = [place for place, size in enumerate(sizes) if size == 0]
+        self.named = [place for place, size in enumerate(sizes) if size > 0]
+        self.order = [[*self.numeric, *self.named].index(place) for place in range(len(sizes))]
+        starts = [0]
+        for place in self.named:
+            starts.append(starts[-1] + sizes[place])
+        self.starts = starts[:-1]
+        self.first = nn.Parameter(torch.zeros(1, 1, stack.width))
+        self.biases = nn.Parameter(torch.zeros(len(sizes), stack.width))
+        self.numbers = nn.Parameter(torch.zeros(len(self.numeric), stack.width))
+        self.missing = nn.Parameter(torch.zeros(len(self.numeric), stack.width))
+        self.categories = nn.Parameter(torch.zeros(starts[-1], stack.width))
+        self.dropout = Dropout(stack.dropout)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Vectors (batch, 1 + columns, width) for cells (batch, columns): scaled numbers, and numbers of categories."""
+        numbers = cells[:, self.numeric, None]
+        lost = numbers.isnan()
+        scaled = torch.where(lost, self.missing, torch.where(lost, 0.0, numbers) * self.numbers)
+        places = cells[:, self.named].long() + torch.tensor(self.starts, dtype=torch.long, device=cells.device)
+        vectors = torch.cat([scaled, self.categories[places]], dim=1)[:, self.order] + self.biases
+        return cast(Tensor, self.dropout(torch.cat([self.first.expand(len(cells), -1, -1), vectors], dim=1)))
+
+
 def sinusoids(context: int, width: int) -> Tensor:
     """Fixed positions (context, width): sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5)."""
     rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
@@ -128,5 +190,7 @@ def sinusoids(context: int, width: int) -> Tensor:
 EMBEDDERS: dict[str, Callable[[ModelConfig, TransformerConfig], nn.Module]] = {
     "tokens": TextEmbedder,
     "patches": PatchEmbedder,
+    "series": SeriesEmbedder,
+    "columns": ColumnEmbedder,
 }
 """By `ModelConfig.embedder`: built from the config and the stack that reads the vectors."""

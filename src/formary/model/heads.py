@@ -62,11 +62,32 @@ class LabelHead(nn.Module):
         return logits
 
 
+class ForecastHead(nn.Module):
+    """What is said of each step to come, a value or quantiles of it, from all hidden states (Nie et al. 2023, section 3.1).
+
+    Numbers are in the unit of the series' instance norm.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.horizon is not None and config.patch_size is not None
+        stack = config.transformer
+        self.horizon, self.says = config.horizon, len(config.labels)
+        self.dropout = Dropout(stack.dropout)
+        self.output = nn.Linear(stack.context // config.patch_size * stack.width, self.horizon * self.says)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, patches, width) -> (batch, horizon, labels)."""
+        steps: Tensor = self.output(self.dropout(hidden.flatten(1)))
+        return steps.reshape(len(hidden), self.horizon, self.says)
+
+
 HEADS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "classify": LabelHead,
     "tag": LabelHead,
     "span": LabelHead,
     "choice": LabelHead,
+    "forecast": ForecastHead,
 }
 """By `ModelConfig.head`, those that read hidden states or summaries alone; language heads share the token embedding."""
 

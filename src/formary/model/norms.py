@@ -6,7 +6,7 @@ spends more time on them than on attention.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,42 @@ class RMSNorm(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return rms_norm(vectors, self.weight, self.eps)
+
+
+class InstanceNorm(nn.Module):
+    """Each series measured from its own level in its own unit, and its forecast brought back (Kim et al. 2022, eq. 2-3).
+
+    The level is the mean of what is known of the series, or its last known value, of which a series without a fixed level
+    is best measured; the unit is the standard deviation around the mean.
+    """
+
+    EPS = 1e-3  # of the variance, which is about 1 over a whole series: a stretch that stands still is not blown up
+
+    def __init__(self, level: Literal["mean", "last"]) -> None:
+        super().__init__()
+        self.level = level
+        self.weight = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def statistics(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The level and the unit (batch, 1) of values (batch, steps), NaN where unknown; 0 and about 0 where all are."""
+        given = ~values.isnan()
+        known = torch.where(given, values, 0.0)
+        count = given.sum(dim=1, keepdim=True).clamp(min=1)
+        mean = known.sum(dim=1, keepdim=True) / count
+        variance = torch.where(given, (known - mean) ** 2, 0.0).sum(dim=1, keepdim=True) / count
+        unit = (variance + self.EPS).sqrt()
+        if self.level == "mean":
+            return mean, unit
+        last = (given * torch.arange(values.shape[1], device=values.device)).argmax(dim=1, keepdim=True)
+        return known.gather(1, last), unit
+
+    def forward(self, values: Tensor, level: Tensor, unit: Tensor) -> Tensor:
+        return (values - level) / unit * self.weight + self.bias
+
+    def inverse(self, values: Tensor, level: Tensor, unit: Tensor) -> Tensor:
+        """What `forward` made such numbers of."""
+        return (values - self.bias) / (self.weight + self.EPS**2) * unit + level
 
 
 def rms_norm(vectors: Tensor, weight: Tensor, eps: float) -> Tensor:

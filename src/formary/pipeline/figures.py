@@ -44,6 +44,7 @@ svg .line { fill: none; stroke-width: 1.75; stroke-linejoin: round; stroke-linec
 svg .line.main { stroke: var(--model); stroke-width: 2; }
 svg .line.quiet { stroke: var(--other); }
 svg .band { fill: var(--other); opacity: .22; }
+svg .interval { fill: var(--model); opacity: .16; }
 svg .mark.main, svg .block.model { fill: var(--model); }
 svg .mark.quiet, svg .block.other { fill: var(--other); }
 svg .block.second { fill: var(--model); opacity: .62; }
@@ -75,17 +76,25 @@ class Row:
     model: bool = False
 
 
-def curves(lines: Sequence[Line], *, x_label: str, y_label: str, width: int = 720, height: int = 280) -> str:
+def curves(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    width: int = 720,
+    height: int = 280,
+    band: Sequence[tuple[float, float, float]] = (),
+) -> str:
     """Curves over a shared x axis, or an empty string where there is no finite point.
 
     Crowded curves are averaged within buckets of x, under a band from the least to the greatest value. A quantity that
-    falls by more than 2.5 times is drawn on a logarithmic axis, which the label says.
+    falls by more than 2.5 times is drawn on a logarithmic axis, which the label says. `band` is shaded: (x, low, high).
     """
     lines = [Line(line.name, _finite(line.points), line.main, line.marks) for line in lines]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
-    ys = [y for line in lines for _, y in line.points]
+    ys = [y for line in lines for _, y in line.points] + [bound for _, *bounds in band for bound in bounds]
     logarithmic = min(ys) > 0 and max(ys) > 2.5 * min(ys) and y_label.startswith("loss")
     y_label = f"{y_label}, log scale" if logarithmic else y_label
     x_low, x_high = _padded([x for line in lines for x, _ in line.points], share=0.0)
@@ -115,6 +124,9 @@ def curves(lines: Sequence[Line], *, x_label: str, y_label: str, width: int = 72
     for tick, told in zip(x_ticks, tick_texts(x_ticks), strict=True):
         parts += [f'<line class="axis" x1="{x_at(tick):.1f}" x2="{x_at(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>']
         parts += [_text(x_at(tick), bottom + 18, told, anchor="middle")]
+    if band:
+        edges = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+        parts += [f'<polygon class="interval" points="{" ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in edges)}"/>']
     for line in sorted(lines, key=lambda line: line.main):
         look = "main" if line.main else "quiet"
         buckets = _buckets(line.points)

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from formary import durable
+from formary.data.columns import columns_in, is_template
 from formary.data.shards import TokenShards, write_tokens
 from formary.data.source import read
 from formary.errors import FormaryError
@@ -204,14 +205,26 @@ def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answ
 
 
 def _gathered(task: LabelledTask, given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The task's rows of a file of what they are made of, such as events; [] where the file has those rows already."""
+    """The task's rows of a file of what they are made of, such as points; [] where the file has those rows already.
+
+    Where nothing is said of the columns, they are called as in the data that the model learned from, if the file has these.
+    """
     assert task.form.gather is not None
+    head = next(read([given], documents="line", required=()), None)
+    names = dict(getattr(getattr(task, "told", None), "names", {})) | dict(columns)
+    there = head.values if head else {}
+    columns = {ours: theirs for ours, theirs in names.items() if ours in columns or _written_in(there, ours, theirs)}
     source = read([given], columns=columns, documents="line", required=())
     first = next(source, None)
     if first is None or not all(name in first.values for name in task.form.columns):
         return []
     rows = (task.form.checked(row) for row in chain([first], source))
     return [row.values for _, row in task.form.gather(rows, None)]
+
+
+def _written_in(values: Mapping[str, Any], ours: str, theirs: str) -> bool:
+    """Whether a row has the column, or all that a template is written from."""
+    return all(name in values for name in (columns_in(theirs, ours) if is_template(theirs) else [theirs]))
 
 
 def write_answers(path: Path, rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> None:

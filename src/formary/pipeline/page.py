@@ -155,6 +155,7 @@ PAGE = """\
 <details><summary>Some of the rows that nearly repeat a training row</summary><ul class="examples">{% for text in report.leakage.examples %}<li lang="{{ text|lang }}">{{ text }}</li>{% endfor %}</ul></details>
 {% endif %}
 {% if reliability %}<figure>{{ reliability }}</figure>{% endif %}
+{% for title, figure in forecasts %}<h3>{{ title }}</h3><figure>{{ figure }}</figure>{% endfor %}
 {% for table in errors %}
 {% if table.folded %}<details><summary>{{ table.title|capitalise }} ({{ table.rows|length }})</summary>{% else %}<h3>{{ table.title|capitalise }}</h3>{% endif %}
 <div class="scroll"><table{% if table.numbers %} class="numbers"{% endif %}>

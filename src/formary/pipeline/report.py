@@ -45,9 +45,12 @@ TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the mode
     "preference": ("text-generation", "AutoModelForCausalLM", "answers as people prefer"),
     "multiple_choice": ("multiple-choice", "AutoModelForMultipleChoice", "chooses an answer"),
     "next_item": ("other", "AutoModel", "recommends what a user takes next"),
+    "classify_row": ("tabular-classification", "AutoModel", "labels rows of a table"),
+    "forecast": ("time-series-forecasting", "AutoModel", "forecasts series"),
     "embed": ("sentence-similarity", "AutoModel", "turns texts into vectors"),
 }
 WRITES = ("causal_lm", "masked_lm", "denoise", "translate", "chat")  # tasks whose answer goes on from, or is, text
+_FIGURES = ("forecasts",)  # details that are drawn
 _SPLITS = ("train", "validation", "test")
 _WIDE, _NARROW = 720, 340  # every figure is drawn for a page and for a phone; CSS shows one
 
@@ -247,7 +250,8 @@ def render_report(report: ReportData) -> str:
         facts=_facts(report),
         verdict=_verdict_sentence(report),
         interval_figure=_interval_figure(_main_metric(report)),
-        errors=tables_of(report.details) if report.details else [],
+        errors=tables_of({name: value for name, value in report.details.items() if name not in _FIGURES}),
+        forecasts=[_forecast(drawn) for drawn in report.details.get("forecasts", ())],
         reliability=_reliability(report.details.get("calibration")),
         writes=report.task in WRITES,
         learning=learning,
@@ -341,6 +345,20 @@ def _reliability(calibration: Mapping[str, Any] | None) -> Markup:
     line = figures.Line("this model", [(b["confidence"], b["accuracy"]) for b in bins], marks=True)
     promised = figures.Line("as promised", [(b["confidence"], b["confidence"]) for b in bins], main=False)
     return _both(lambda width: figures.curves([line, promised], x_label="confidence", y_label="right", width=width))
+
+
+def _forecast(drawn: Mapping[str, Any]) -> tuple[str, Markup]:
+    """A forecast beside what came: its title and its figure."""
+    before, point = int(drawn["before"]), drawn["point"]
+    truth = [(n - before, value) for n, value in enumerate(drawn["truth"]) if value is not None]
+    ahead = list(enumerate(point))
+    lines = [figures.Line("what came", truth, main=False), figures.Line("forecast", ahead)]
+    band = [] if drawn["low"] is None else list(zip(range(len(point)), drawn["low"], drawn["high"]))
+    said = f", with its {100 * drawn['level']:.0f} % interval" if band else ""
+    title = f"{_capital(drawn['title'])}, forecast from {drawn['from']}{said}"
+    return title, _both(
+        lambda width: figures.curves(lines, x_label="steps ahead", y_label=drawn["title"], width=width, band=band)
+    )
 
 
 def _learning(report: ReportData) -> dict[str, Any] | None:

@@ -29,6 +29,8 @@ def asked(task: LabelledTask, row: Row, *, longest: int = _LONGEST) -> str:
     """What a row asks, in one line: its text, its words, the last turn of its conversation."""
     if hasattr(task, "pair"):  # a conversation
         return shortened(str(task.pair(row)["source"]), longest)
+    if hasattr(task, "worded"):  # a row that is no text
+        return shortened(task.worded(row), longest)
     parts: list[str] = []
     for name in task.asks:
         value = row.get(name)
@@ -47,6 +49,8 @@ def told(row: Row, answer: Mapping[str, Any]) -> str:
     """What an answer says: labels, a number, an answer, a text, words as word/TAG; "" where it is none of these."""
     name = next((name for name in _SAID if name in answer), None)
     if name is None:
+        if "forecasts" in answer:
+            return "; ".join(map(_forecast, answer["forecasts"]))
         if "preferred" in answer:
             return f"{answer['preferred']} (by {abs(answer['margin']):.3f})"
         return f"a vector of {len(answer['vector']):,} numbers" if "vector" in answer else ""
@@ -59,6 +63,26 @@ def told(row: Row, answer: Mapping[str, Any]) -> str:
     if isinstance(said, list):
         return ", ".join(map(str, said))
     return f"{said:.4g}" if isinstance(said, float) else str(said)
+
+
+def forecast_lines(answer: Mapping[str, Any]) -> list[str]:
+    """An answer of forecasts as a table: a step a line, with the widest interval that the model gives."""
+    lines: list[str] = []
+    for forecast in answer["forecasts"]:
+        levels = list(forecast.get("quantiles") or {})
+        edges = [levels[0], levels[-1]] if len(levels) > 1 else []
+        if not lines:
+            lines.append("\t".join(["series", "column", "time", "forecast", *(f"quantile {level}" for level in edges)]))
+        for n, (time, point) in enumerate(zip(forecast["time"], forecast["point"])):
+            numbers = [point, *(forecast["quantiles"][level][n] for level in edges)]
+            lines.append("\t".join([answer["series"] or "-", forecast["column"], time, *(f"{x:.6g}" for x in numbers)]))
+    return lines
+
+
+def _forecast(forecast: Mapping[str, Any]) -> str:
+    point = forecast["point"]
+    first, last = f"{point[0]:.4g} at {forecast['time'][0]}", f"{point[-1]:.4g} at {forecast['time'][-1]}"
+    return f"{forecast['column']} {first}" + (f" to {last}" if len(point) > 1 else "")
 
 
 def sample(task: LabelledTask, row: Row, answer: Mapping[str, Any]) -> dict[str, Any]:

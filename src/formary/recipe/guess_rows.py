@@ -14,6 +14,7 @@ from typing import Any
 from formary.recipe.commented import Choice, Lines, duration, megabytes, percent, rounded
 from formary.recipe.guess import Guess
 from formary.recipe.guess_events import guess_events
+from formary.recipe.guess_tables import guess_table
 from formary.recipe.sample import Sample, Seen, cjk_share, describe, files_of, look, names_of, text_length
 from formary.recipe.sizes import REACHED, parameter_estimate, token_counts, tokenizer_for
 
@@ -93,6 +94,8 @@ def guess_rows(sample: Sample, *, name: str, task: str | None = None, gflops: fl
     asked = task == "next_item" or (task is None and not judged)
     if asked and (events := guess_events(sample, name=name, gflops=gflops)):
         return events
+    if numbers := guess_table(sample, name=name, task=task, gflops=gflops):
+        return numbers
     found = next((one for rule in rules if (one := rule(sample.rows)) and task in (None, one.task)), None)
     if found and found.task == "preference":
         return _after_chat(sample, found, name, gflops)

@@ -98,6 +98,27 @@ _BERT4REC: dict[str, Any] = {
     "dropout": 0.1,
 }
 
+# Small encoders as published for series (Nie et al. 2023, appendix A.1.4) and tables (Gorishniy et al. 2021, appendix E).
+_SERIES: dict[str, Any] = {
+    "position": "none",
+    "causal": False,
+    "topology": "encoder",
+    "head": "none",
+    "embedder": "series",
+    "patch_size": 16,
+    "initialisation": "vit",
+}
+_COLUMNS: dict[str, Any] = {
+    "activation": "relu",
+    "gated": True,
+    "position": "none",
+    "causal": False,
+    "topology": "encoder",
+    "head": "none",
+    "embedder": "columns",
+    "initialisation": "vit",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt-mini": {**_MODERN, "layers": 6, "width": 256},
     "fast": {**_MODERN, "layers": 6, "width": 256},
@@ -114,6 +135,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit-mini": {**_VIT, "layers": 6, "width": 96, "heads": 3, "ffn_width": 192, "image_size": 32, "patch_size": 4},
     "caption-mini": {**_MODERN, **_CAPTION, "layers": 3, "width": 192, "image_size": 64, "patch_size": 8},
     "vit-base": {**_VIT, "layers": 12, "width": 768, "heads": 12, "image_size": 224, "patch_size": 16},
+    "series-mini": {**_SERIES, "layers": 3, "width": 128, "heads": 8, "ffn_width": 256, "dropout": 0.2},
+    "table-mini": {**_COLUMNS, "layers": 3, "width": 64, "heads": 4, "dropout": 0.1},
 }
 
 # What a preset says of training from scratch, where the recipe does not; benchmarks/switches.py measures it.

@@ -250,6 +250,37 @@ class Objective(Section):
         le=1,
         description="next_item with data.items: share of the items whose learned vector is left out in a step (DropoutNet); 1: vectors from texts stand in place of learned ones",
     )
+    values: list[str] | None = Field(
+        None,
+        description="forecast: the columns to forecast; null: value where there is such a column, else all numbers",
+    )
+    known: list[str] = Field(
+        default_factory=list,
+        description="forecast: columns that are known for the future too, such as holidays or prices",
+    )
+    horizon: int = Field(24, ge=1, description="forecast: how many steps ahead")
+    season: int | None = Field(
+        None,
+        ge=1,
+        description="forecast: steps after which the series is most alike; null: a day, week or year by its step",
+    )
+    anchor: Literal["level", "season"] = Field(
+        "level",
+        description="forecast: what is learned is the difference from the history's level, or from the season before",
+    )
+    quantiles: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=lambda: [0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975],
+        description="forecast: learned by the pinball loss; [] for point forecasts alone",
+    )
+    point: Literal["median", "mse", "mae"] = Field(
+        "median", description="forecast: the point forecast is the median, or learned by squared or absolute error"
+    )
+    origins_every: int | None = Field(
+        None, ge=1, description="forecast: steps between the forecasts of a backtest; null: the horizon"
+    )
+    columns: list[str] | None = Field(
+        None, description="classify_row: the columns to tell the label from; null: all that can tell anything"
+    )
     normalise: Literal["none", "length", "bytes"] = Field(
         "none",
         description="multiple_choice, causal models: divide a choice's log-likelihood by its tokens or its bytes",

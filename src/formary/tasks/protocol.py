@@ -26,7 +26,9 @@ from formary.recipe.schema import Recipe, Train
 Batch = dict[str, Tensor]  # the first entry is what the network reads; every entry's first dimension is the sequence
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
-Answers = Literal["labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice", "ranking"]
+Answers = Literal[
+    "labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice", "ranking", "forecasts", "row_labels"
+]
 Precision = Callable[[], AbstractContextManager[object]]
 Progress = Callable[[int, int], object]  # is told how much is done, and of how much
 

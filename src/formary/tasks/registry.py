@@ -11,8 +11,10 @@ from formary.tasks.causal_lm import CausalLM
 from formary.tasks.chat import Chat
 from formary.tasks.classify import Classify
 from formary.tasks.classify_image import ClassifyImage
+from formary.tasks.classify_row import ClassifyRow
 from formary.tasks.denoise import Denoise
 from formary.tasks.embed import Embed
+from formary.tasks.forecast import Forecast
 from formary.tasks.masked_lm import MaskedLM
 from formary.tasks.multiple_choice import MultipleChoice
 from formary.tasks.next_item import NextItem
@@ -34,6 +36,8 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "preference": Preference,
     "multiple_choice": MultipleChoice,
     "next_item": NextItem,
+    "forecast": Forecast,
+    "classify_row": ClassifyRow,
 }
 
 
