@@ -108,6 +108,8 @@ def test_a_series_row_is_read_again_as_it_was_written():
     assert again[1].values == row.values
     points = points_of({"time": ["2024-01-01", "2024-01-02"], "values": [1, 2]}, "row 1")
     assert points.values["value"].tolist() == [1.0, 2.0] and str(points.step) == "1 day"
+    rows_ = [{"time": "2024-01-02", "value": 2}, {"time": "2024-01-01", "value": None}]
+    assert points_of({"rows": rows_}, "row 1").values["value"].tolist()[1:] == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,8 @@ def test_columns_of_words_are_left_out_and_named():
         {"time": ["2024-01-01", "2024-01-02"], "values": [1, "x"]},
         {"time": "2024-01-01", "values": [1]},
         {"time": ["2024-01-01", "2024-01-02"]},
+        {"rows": [{"value": 3}]},
+        {"rows": [{"time": "2024", "value": 3, "series": "a"}, {"time": "2025", "value": 3, "series": "b"}]},
     ],
 )
 def test_a_request_that_is_no_series_is_refused(given):

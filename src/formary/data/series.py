@@ -91,11 +91,13 @@ FORM = RowForm(columns=(TIME,), text=text_of, alike=False, gather=gather)
 
 
 def points_of(values: Mapping[str, Any], where: str) -> Points:
-    """A series as `gather` writes it, or as a client does: {"time": [...], "values": [...] or {column: [...]}}.
+    """A series as `gather` writes it, or as a client does: {"time": [...], "values": [...] or {column: [...]}}, {"rows": [...]}.
 
     Raises:
         DataError: lists of unequal length, unreadable times or numbers, or what `gather` refuses.
     """
+    if isinstance(values.get("rows"), list):
+        values = _columns_of(values["rows"], where)
     times, given = values.get(TIME), values.get("values", values.get("value"))
     if not isinstance(times, list | tuple) or not isinstance(given, list | tuple | Mapping):
         raise DataError(f'{where}: a series is {{"time": [...], "values": [...]}} or {{"values": {{column: [...]}}}}')
@@ -110,6 +112,18 @@ def points_of(values: Mapping[str, Any], where: str) -> Points:
     made = _on_grid(str(values.get(SERIES) or ""), read, places, cells, step_of(np.unique(read), where), [])
     start = values.get("from")
     return made if start is None else Points(made.name, made.times, made.step, made.values, int(start))
+
+
+def _columns_of(rows: Sequence[Any], where: str) -> dict[str, Any]:
+    """Points of one series as its columns."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping) or TIME not in row:
+            raise DataError(f'{where}, entry {number}: a point is {{"time": ..., "value": ...}}')
+    if len(names := {_name(row) for row in rows}) > 1:
+        raise DataError(f"{where}: its rows are of {len(names)} series; send each as an input of its own")
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in (TIME, SERIES)]
+    listed = {column: [row.get(column) for row in rows] for column in columns}
+    return {SERIES: next(iter(names), ""), TIME: [row[TIME] for row in rows], "values": listed}
 
 
 def _row(points: Points, origin: str) -> Row:

@@ -33,6 +33,7 @@ from formary.tasks.reading import outputs
 from formary.tasks.windows import Settings, Windows, columns_of, moves
 
 POINT = "point"  # the label of an output that is learned by its error alone
+_LEAST_SPREAD = 1e-3  # of differences from the season before, where the spread of the series is 1
 _MOST_WINDOWS = 100_000  # of training; of longer data every second, third, ... is taken
 
 
@@ -163,9 +164,13 @@ class Forecast:
         steps = np.stack([example.inputs for example in examples])
         targets = steps[:, self.windows.before : self.windows.before + self.horizon, 0].copy()
         steps[:, self.windows.before :, 0] = np.nan
-        if self.told.anchor == "season":  # the second channel tells the values too
-            steps[:, self.windows.before :, 1] = 0.0
-        return {"steps": torch.from_numpy(steps), "targets": torch.from_numpy(targets)}
+        batch = {"steps": torch.from_numpy(steps), "targets": torch.from_numpy(targets)}
+        if self.told.anchor == "season":
+            steps[:, self.windows.before :, 1] = 0.0  # the second channel tells the values too
+            spread = np.sqrt((steps[:, : self.windows.before, 1] ** 2).mean(axis=1, keepdims=True)) + _LEAST_SPREAD
+            steps[:, :, 1] /= spread
+            batch["spread"] = torch.from_numpy(spread)
+        return batch
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         """Twice the pinball loss, its mean over quantiles, and the error of a point of its own; steps missing left out."""
@@ -191,7 +196,7 @@ class Forecast:
         if self.told.anchor == "season":
             past = batch["steps"][:, self.windows.before - self.last_season : self.windows.before, 0]
             again = past[:, torch.arange(self.horizon, device=past.device) % self.last_season]
-            level = torch.where(again.isnan(), level, again)
+            level, unit = torch.where(again.isnan(), level, again), batch["spread"]
         said: Tensor = network.head(network(batch["steps"])).float()
         return network.embedder.norm.inverse(said, level[..., None], unit[..., None]), unit
 
