@@ -139,6 +139,8 @@ def _series(sample: Sample, columns: list[str], time: Choice, name: str, gflops:
     lines.section("objective", 1)
     lines.add(2, "horizon", horizon, "steps that are forecast at once")
     lines.add(2, "season", season, "steps after which it repeats itself" + (f": {spoken}" if spoken else ""))
+    if season > 1:
+        lines.add(2, "anchor", "season", "what is learned is the difference from the season before")
     if not wanted:
         lines.add(2, "values", values, "the columns to forecast; move what is known of the future to `known`")
     _optimiser(lines)

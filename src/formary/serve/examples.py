@@ -69,4 +69,6 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         },
         {"question": "I poured water on the fire, so", "choices": ["it went out.", "it burned brighter."]},
     ],
+    "forecast": [],  # a series has the step and the columns of its model
+    "row": [],
 }

@@ -83,6 +83,8 @@ _TABS = {
     "vectors": "embed",
     "multiple_choice": "choose",
     "texts": "translate",
+    "forecasts": "forecast",
+    "row_labels": "row",
 }
 
 
@@ -205,12 +207,14 @@ def described(name: str, model: Model) -> dict[str, Any]:
     config = model.config
     shown = tabs(model)
     labels = list(config.labels) if config.labelled and "span" not in shown and "choose" not in shown else []
+    columns = list(getattr(model.task, "reads", ())) if "forecast" in shown or "row" in shown else []
     return {
         "id": name,
         "tabs": shown,
         "task": model.formary.get("task"),
         "family": model.family,
         "labels": labels,
+        "columns": columns,
         "context": config.context,
         "parameters": model.parameters,
         "layers": config.transformer.layers,

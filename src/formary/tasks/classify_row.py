@@ -100,6 +100,11 @@ class ClassifyRow(Classify):
     def notes(self) -> list[str]:
         return [*self.left_out, *self.table.notes(), *super().notes()]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of its rows."""
+        return tuple(column.name for column in self.table.columns)
+
     def worded(self, row: Row) -> str:
         """A row in one line."""
         return ", ".join(f"{column.name} {row.get(column.name, '–')}" for column in self.table.columns)

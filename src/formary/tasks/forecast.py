@@ -237,6 +237,11 @@ class Forecast:
         point = steps[:, 0] if self.labels[0] == POINT else ordered[:, self.quantiles.index(0.5)]
         return {POINT: point.tolist(), "quantiles": {name: ordered[:, n].tolist() for n, name in enumerate(names)}}
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of its rows."""
+        return ("time", *self.told.columns, *self.told.known)
+
     def worded(self, row: Row) -> str:
         """A row in one line."""
         points = points_of(row, "row")

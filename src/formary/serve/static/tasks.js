@@ -128,14 +128,14 @@ function matrix(texts, similar) {
   );
 }
 
-function ranking(rows) {
+export function ranking(rows) {
   return make("ul", { class: "plain ranking" }, ...rows.map(([label, share, chosen]) => make(
     "li", { class: chosen ? "own" : null }, make("span", { class: "label", text: label }), bar(share), make("span", { class: "share", text: percent(share) }),
   )));
 }
 
 // A form, its examples, a button, and where the answer comes; `fill` takes an example, `answer` gives an element.
-function asking(model, tab, fields, fill, complete, answer) {
+export function asking(model, tab, fields, fill, complete, answer) {
   const output = make("section", { class: "output card", hidden: true, label: "answer", tabindex: "-1" });
   const ask = async () => {
     if (!complete()) {
