@@ -4,7 +4,8 @@ The model is item response theory with growth. A learner has an ability in each 
 learner and s ~ N(0, 0.7) of learner and skill; every question of the skill that is answered adds 0.12. A question has a
 difficulty b ~ N(0.2, 0.8) and a discrimination c ~ exp(N(0.3, 0.3)). It is answered right with probability
 0.1 + 0.9 / (1 + exp(-c (a - b))), 0.1 being a lucky guess (the three-parameter logistic model, Birnbaum 1968). Questions
-come in the order of the course, the skills taking turns; learners begin and end where they like and skip one in twelve.
+come in the order of the course, the skills taking turns, and after the last the first again; learners begin and end where
+they like and skip one in twelve.
 """
 
 import gzip
@@ -23,10 +24,9 @@ def rows() -> list[str]:
     found = []
     for learner in range(1, LEARNERS + 1):
         ability = random.normal() + random.normal(0, 0.7, len(SKILLS))
-        first = int(random.integers(0, QUESTIONS // 2))
-        last = int(random.integers(first + 12, QUESTIONS + 1))
+        first, count = int(random.integers(QUESTIONS)), int(random.integers(12, 49))
         minute = int(random.integers(0, 500_000))
-        for question in range(first, last):
+        for question in ((first + step) % QUESTIONS for step in range(count)):
             if random.random() < 1 / 12:
                 continue
             skill = question % len(SKILLS)

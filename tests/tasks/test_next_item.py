@@ -206,6 +206,8 @@ def test_an_item_that_has_only_a_text_is_recommended(learned, preset, alone):
     (answer,) = task.predict(network, [{"history": ring(5, 4), "item": RING[9]}])
     assert answer["rank"] <= 3 and answer["new"] == {"rank": 1, "tied": 1, "candidates": 1}
     assert not network.embedder.known.table.requires_grad
+    held = task.collate(task.examples([{"history": ring(5, 4), "item": RING[9]}], targets=True))
+    assert task.loss(network, held)[0].item() > 0.01  # it competes with all where it is asked for
     table = network.embedder.vectors()
     new = task.known_items([RING[9]])[0]
     known = network.embedder.known

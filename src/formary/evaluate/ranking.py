@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 Answer = Mapping[str, Any]
 
 _K = 10
-_ENTRIES = (("ndcg", _K), ("hr", _K), ("hr", 5), ("hr", 20), ("mrr", None))
+_ENTRIES = (("ndcg", _K), ("hr", _K), ("hr", 1), ("hr", 5), ("hr", 20), ("mrr", None))
 _SAMPLED = (("ndcg", _K), ("hr", _K))  # what is told of the sampled protocol
 _NEIGHBOURS = 100  # of an item in item-kNN, RecBole's default
 _ITEMS_AT_ONCE = 1000  # whose neighbours are looked for together

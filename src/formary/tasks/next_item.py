@@ -180,20 +180,22 @@ class NextItem:
         return batch
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Nats over the items to predict, as `train.objective.item_loss` says; only items of training compete.
+        """Nats over the items to predict, as `train.objective.item_loss` says.
 
-        An encoder's training sequences are masked here, anew in every step.
+        In training only items of training compete: others would be learned never to come. An encoder's training sequences
+        are masked here, anew in every step.
         """
         assert isinstance(network, Encoder | Decoder) and isinstance(network.head, LanguageHead)
         if isinstance(network, Encoder):
             batch = self._masked(batch)
         hidden, targets = hidden_states(network, batch), batch["targets"]
-        weight = self._table(network)[: self.seen]
+        size = self.seen if network.training else self.open
+        weight = self._table(network)[:size]
         if self.objective.item_loss == "softmax":
             smoothing = self.recipe.train.label_smoothing if self.recipe and network.training else 0.0
             return cross_entropy(network.head, hidden, targets, smoothing=smoothing, weight=weight)
         scored = targets != IGNORED
-        bias = None if network.head.bias is None else network.head.bias[: self.seen]
+        bias = None if network.head.bias is None else network.head.bias[:size]
         return sampled_loss(
             network.head.prepare(hidden[scored]), targets[scored], weight, bias,
             kind=self.objective.item_loss, draws=self.objective.negatives, first=len(SPECIAL), fixed=not network.training,
@@ -281,9 +283,8 @@ class NextItem:
             listed = ", ".join(f"'{name}' ({count:,})" for name, count in self.unknown.most_common(5))
             said.append(f"{len(self.unknown):,} items of histories are unknown to the model and are not read: {listed}")
         if self.unlearned:
-            said.append(
-                f"{self.unlearned:,} rows have an item that no training row has; the model learned nothing of it"
-            )
+            how = "it is known by its text alone" if self.open > self.seen else "the model learned nothing of it"
+            said.append(f"{self.unlearned:,} rows have an item that no training row has; {how}")
         if self.repeated:
             said.append(
                 f"{self.repeated:,} rows have an item that the user had before; it is not recommended again, so they count as "
@@ -329,7 +330,7 @@ class NextItem:
         targets = None
         if target is not None:
             targets = np.full(len(sequence), IGNORED, dtype=np.int64)
-            targets[-1] = target if 0 <= target < self.seen else IGNORED
+            targets[-1] = target if 0 <= target < self.open else IGNORED
         return Example(np.array(sequence, dtype=np.int64), target=targets, row=number, memory=memory)
 
     # What the network says ----------------------------------------------------------------------------------------------
