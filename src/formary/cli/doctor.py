@@ -43,6 +43,7 @@ _EXTRAS = {
     "datasets": "Hugging Face datasets folders",
     "languages": "keep only some languages (data.clean.languages)",
     "translate": "BLEU and chrF of written texts (sacrebleu)",
+    "vision": "pictures (Pillow)",
     "search": "hyperparameter search (Optuna)",
     "series": "forecasts beside exponential smoothing (statsmodels)",
     "privacy": "differentially private training (Opacus)",
