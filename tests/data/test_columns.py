@@ -66,3 +66,11 @@ def test_a_column_of_yes_and_no_writes_its_name_where_it_is_yes():
     row = {"title": "Heat", "Crime": 1, "Comedy": "0", "Film-Noir": "yes", "War": False, "Drama": 0.0, "Epic": None}
     template = "{title}: {Crime?} {Comedy?} {Film-Noir?} {War?} {Drama?} {Epic?}"
     assert filled(template, row, ours="text", origin="row 1") == "Heat: Crime Film-Noir"
+
+
+def test_a_column_whose_own_name_ends_in_a_question_mark_is_written_like_any_other():
+    row = {"Spam?": "maybe", "Sure": 1}
+    assert filled("is it  spam?}} {Spam?}", row, ours="text", origin="row") == "is it  spam?} maybe"
+    assert filled("{Spam?}  {Sure?}", row, ours="text", origin="row") == "maybe Sure"
+    with pytest.raises(DataError, match="column 'Safe' is missing"):
+        filled("{Safe?}", row, ours="text", origin="row")

@@ -1,7 +1,8 @@
 """How the columns of a file become ours: one by its name, or several written into one text by a template.
 
 A template is what people write anyway, "Age {Age}, income {Income}": each name in braces is replaced by the row's value.
-"{Comedy?} {Drama?}" is for columns of yes and no: a name with a question mark is written itself where the value is yes.
+"{Comedy?} {Drama?}" is for columns of yes and no: a name with a question mark is written itself where the value is yes, unless
+a column is called so, mark and all.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def is_template(theirs: str) -> bool:
 
 
 def columns_in(template: str, ours: str) -> list[str]:
-    """The columns that a template names, in order.
+    """The names in a template's braces, in order, those with a question mark as they stand.
 
     Raises:
         RecipeError: a brace stands alone, or no column is named.
@@ -38,10 +39,15 @@ def columns_in(template: str, ours: str) -> list[str]:
             f"data.columns.{ours}: the {lonely[2]} at character {lonely.start() + 1} has no partner; a column is written "
             "{its name}, a brace itself {{ or }}"
         )
-    found = list(dict.fromkeys(part[1].removesuffix("?") for part in parts if part[1]))
+    found = list(dict.fromkeys(part[1] for part in parts if part[1]))
     if not found:
         raise RecipeError(f"data.columns.{ours}: {template!r:.60} names no column; write one as {{its name}}")
     return found
+
+
+def column_of(name: str, values: Mapping[str, Any]) -> str:
+    """The column that a name in braces stands for: that of the name, else the one that it asks a yes or no of."""
+    return name if name in values else name.removesuffix("?")
 
 
 def filled(template: str, values: Mapping[str, Any], *, ours: str, origin: str) -> str:
@@ -50,7 +56,9 @@ def filled(template: str, values: Mapping[str, Any], *, ours: str, origin: str) 
     Raises:
         DataError: the row has no such column; the row is called `origin`.
     """
-    for name in columns_in(template, ours):
+    named = columns_in(template, ours)
+    flags = {name: column for name in named if (column := column_of(name, values)) != name}
+    for name in (flags.get(name, name) for name in named):
         if name not in values:
             hint = nearest(name, values)
             raise DataError(
@@ -61,13 +69,13 @@ def filled(template: str, values: Mapping[str, Any], *, ours: str, origin: str) 
     def written(part: re.Match[str]) -> str:
         if not part[1]:
             return part[0][0]
-        if part[1].endswith("?"):
-            name = part[1].removesuffix("?")
+        if part[1] in flags:
+            name = flags[part[1]]
             return name if str(values[name]).strip().lower() not in _NO else ""
         return _said(values[part[1]])
 
     text = _PART.sub(written, template)
-    return " ".join(text.split()) if "?}" in template else text
+    return " ".join(text.split()) if flags else text  # where the answer is no, a gap is left
 
 
 def _said(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from formary import durable
-from formary.data.columns import columns_in, is_template
+from formary.data.columns import column_of, columns_in, is_template
 from formary.data.shards import TokenShards, write_tokens
 from formary.data.source import read
 from formary.errors import FormaryError
@@ -224,7 +224,9 @@ def _gathered(task: LabelledTask, given: str, columns: Mapping[str, str]) -> lis
 
 def _written_in(values: Mapping[str, Any], ours: str, theirs: str) -> bool:
     """Whether a row has the column, or all that a template is written from."""
-    return all(name in values for name in (columns_in(theirs, ours) if is_template(theirs) else [theirs]))
+    if not is_template(theirs):
+        return theirs in values
+    return all(column_of(name, values) in values for name in columns_in(theirs, ours))
 
 
 def write_answers(path: Path, rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> None:
