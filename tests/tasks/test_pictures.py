@@ -1,11 +1,14 @@
 """Rows with pictures become pixels of one size, scaled as a model reads them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from formary.data.images import data_uri
 from formary.errors import DataError
+from formary.model.config import ModelConfig, TransformerConfig
 from formary.tasks.pictures import PictureReader, spread
 
 _RNG = np.random.default_rng(5)
@@ -48,6 +51,9 @@ def test_the_spread_of_pictures_is_that_of_all_their_pixels():
 
 
 def test_what_a_reader_settles_makes_it_again():
-    reader = PictureReader(8, 1, (0.2,), (0.3,))
-    assert PictureReader.of(8, 1, reader.settings()) == reader
-    assert PictureReader.of(8, 3, {}).std == (0.5, 0.5, 0.5)
+    stack = TransformerConfig(layers=1, width=8, heads=1, causal=False, context=5)
+    config = ModelConfig("encoder", stack, 0, head="none", image_size=8, patch_size=4, channels=1)
+    reader = PictureReader(8, 1, (0.2,), (0.3,), positions=5)
+    settled = dataclasses.replace(config, image_mean=reader.mean, image_std=reader.std)
+    assert PictureReader.of_config(settled) == reader
+    assert PictureReader.of_config(dataclasses.replace(config, channels=3)).std == (0.5, 0.5, 0.5)

@@ -28,9 +28,6 @@ _QUARTER = re.compile(r"([12]\d{3})(?:\.0)?[-/ ]?[Qq](\d)(?:\.0)?")
 _UNUSUAL = re.compile(r"([12]\d{3})[-/.](\d{1,2})[-/.](\d{1,2})(?:[T ]+(\d{1,2}):(\d{2})(?::(\d{2}))?)?")
 _EPOCH, _MILLISECONDS = 1e8, 1e11  # numbers from which on they are seconds, milliseconds since 1970
 
-CYCLES = ("hour", "weekday", "year")
-"""The parts of the calendar that a series may follow."""
-
 
 @dataclass(frozen=True)
 class Step:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from formary.infer import between, compiled
 from formary.infer.cache import KVCache, rounded_exactly
-from formary.infer.kernels import Int8Linear, entry_of, half_range, int8_of, multiply
+from formary.infer.kernels import Int8Linear, blocks_of, entry_of, half_range, int8_of, multiply, products_of
 from formary.model.block import Block
 from formary.model.topologies import Decoder, Network
 
@@ -55,10 +55,8 @@ class Parts:
 def parts_of(network: Decoder) -> Parts:
     """The parts between the products of a network that `fits`."""
     config, limit = network.config.transformer, half_range()
-    block = _blocks(network)[0]  # all are alike in this
-    qkv, output, into, back = map(
-        entry_of, (block.attention.qkv, block.attention.output, block.ffn.input, block.ffn.output)
-    )
+    block = blocks_of(network)[0]  # all are alike in this
+    qkv, output, into, back = map(entry_of, products_of(block))
     return Parts(
         between.Enter(config, added=back[0], into=qkv, limit=limit),
         between.Attend(config, given=qkv[0], into=output, limit=limit),
@@ -76,7 +74,7 @@ class FusedDecoder:
         self.parts = parts = parts_of(network)
         self.compiled, calls = compiled.ready(*parts.all)
         self._few, self._many = calls[:4], calls[4:]
-        blocks = _blocks(network)
+        blocks = blocks_of(network)
         biases = [None, *(int8_of(block.ffn.output).bias for block in blocks)]
         self._layers = [_Layer.of(block, before, parts) for block, before in zip(blocks, biases)]
         self._last_bias = biases[-1]
@@ -161,9 +159,10 @@ class _Layer:
 
     @classmethod
     def of(cls, block: Block, bias_before: Tensor | None, parts: Parts) -> _Layer:
-        attention, ffn = block.attention, block.ffn
-        qkv, output, into, back = map(int8_of, (attention.qkv, attention.output, ffn.input, ffn.output))
-        norms = [norm.weight.detach() for norm in (attention.query_norm, attention.key_norm) if norm is not None]
+        qkv, output, into, back = products_of(block)
+        norms = [
+            norm.weight.detach() for norm in (block.attention.query_norm, block.attention.key_norm) if norm is not None
+        ]
         return cls(
             qkv=qkv.packed.weight,
             output=output.packed.weight,
@@ -174,7 +173,3 @@ class _Layer:
             ffn=parts.enter_ffn.weights(block.ffn_norm, output.bias, into.packed.split),
             activating=[*([] if into.bias is None else [into.bias]), *back.packed.split],
         )
-
-
-def _blocks(network: Decoder) -> list[Block]:
-    return [block for block in network.transformer.blocks if isinstance(block, Block)]

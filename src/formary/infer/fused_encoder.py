@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formary.infer import between, compiled
-from formary.infer.kernels import Int8Linear, entry_of, half_range, int8_of, multiply
+from formary.infer.kernels import Int8Linear, blocks_of, entry_of, half_range, int8_of, multiply, products_of
 from formary.model.attention import rotate
 from formary.model.block import Block
 from formary.model.topologies import Encoder, Network, padding_mask
@@ -38,7 +38,7 @@ class FusedEncoder(Encoder):
         self.__dict__.update(network.__dict__)  # it takes the place of that network
         self.parts = parts_of(network)
         self._calls: tuple[compiled.Call, ...] | None = None
-        blocks = [block for block in network.transformer.blocks if isinstance(block, Block)]
+        blocks = blocks_of(network)
         self._layers = [_Layer.of(block, before, self.parts) for block, before in zip(blocks, [None, *blocks])]
 
     def forward(
@@ -116,10 +116,8 @@ Parts = tuple[between.Enter, between.Project, between.Round, between.Enter, betw
 def parts_of(network: Encoder) -> Parts:
     """The parts between the products of a network that `fits`, in the order in which a block calls them."""
     config, limit = network.config.transformer, half_range()
-    block = next(block for block in network.transformer.blocks if isinstance(block, Block))  # all are alike in this
-    qkv, output, into, back = map(
-        entry_of, (block.attention.qkv, block.attention.output, block.ffn.input, block.ffn.output)
-    )
+    block = blocks_of(network)[0]  # all are alike in this
+    qkv, output, into, back = map(entry_of, products_of(block))
     parts = (
         between.Enter(config, added=back[0], into=qkv, limit=limit),
         between.Project(config, given=qkv[0], limit=limit),
@@ -151,8 +149,7 @@ class _Layer:
 
     @classmethod
     def of(cls, block: Block, before: Block | None, parts: Parts) -> _Layer:
-        attention, ffn = block.attention, block.ffn
-        qkv, output, into, back = map(int8_of, (attention.qkv, attention.output, ffn.input, ffn.output))
+        qkv, output, into, back = products_of(block)
         enter_attention, _, _, enter_ffn, _ = parts
         added = None if before is None else int8_of(before.ffn.output).bias
         if enter_attention.post:  # each norm stands after the addition that came before

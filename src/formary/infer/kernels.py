@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from formary.errors import RequestError
 from formary.infer.between import Entry, digits_of, whole
+from formary.model.block import Block
 from formary.model.heads import LanguageHead
-from formary.model.topologies import EncoderDecoder, Network
+from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
 
 KERNELS = ("float32", "int8")
 """What a network's products can be computed in, slowest first."""
@@ -134,6 +135,17 @@ def int8_of(module: nn.Module) -> Int8Linear:
     """A linear layer of a network that `quantised` made."""
     assert isinstance(module, Int8Linear)
     return module
+
+
+def blocks_of(network: Decoder | Encoder) -> list[Block]:
+    """The blocks of a network's stack."""
+    return [block for block in network.transformer.blocks if isinstance(block, Block)]
+
+
+def products_of(block: Block) -> tuple[Int8Linear, Int8Linear, Int8Linear, Int8Linear]:
+    """The products of a block in their order: query-key-value, attention's output, and the feed-forward's two."""
+    attention, ffn = block.attention, block.ffn
+    return int8_of(attention.qkv), int8_of(attention.output), int8_of(ffn.input), int8_of(ffn.output)
 
 
 def entry_of(module: nn.Module) -> Entry:

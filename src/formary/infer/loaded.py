@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 __all__ = ["Candidate", "Generation", "Model", "Options", "load", "settings_from"]
 
 _MASK = "[MASK]"
+_TASKS = {  # of a model that does not say its own: by what it reads and by its head
+    ("tokens", "classify"): "classify",
+    ("tokens", "tag"): "tag",
+    ("tokens", "span"): "answer_span",
+    ("tokens", "choice"): "multiple_choice",
+    ("tokens", "none"): "embed",  # a backbone alone, as sentence-transformers keeps it
+    ("patches", "classify"): "classify_image",
+    ("columns", "classify"): "classify_row",
+    ("series", "forecast"): "forecast",
+}
 
 
 @dataclass(frozen=True)
@@ -248,12 +258,9 @@ class Model:
         """
         from formary.tasks.registry import labelled_task
 
-        heads = {"classify": "classify", "tag": "tag", "span": "answer_span", "choice": "multiple_choice"}
-        if isinstance(self.network, Encoder) and self.config.reads_text:
-            heads["none"] = "embed"  # a backbone alone, as sentence-transformers keeps it
-        if self.config.embedder == "patches":
-            heads = {"classify": "classify_image"}
-        name = self.formary.get("task") or heads.get(self.config.head)
+        name = self.formary.get("task") or _TASKS.get((self.config.embedder, self.config.head))
+        if name == "embed" and not isinstance(self.network, Encoder):
+            name = None
         kind = labelled_task(name) if name else None
         if kind is None:
             what = "fills in masks" if isinstance(self.network, Encoder) else "writes text"

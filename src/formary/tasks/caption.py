@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from formary.data import tokenizer as tokenizers
-from formary.data.images import data_uri, decoded
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
@@ -23,12 +22,11 @@ from formary.model.topologies import EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
 from formary.tasks.models import picture_config
-from formary.tasks.pictures import PictureReader, named, unreadable
+from formary.tasks.pictures import PictureReader, named, thumbnail, unreadable
 from formary.tasks.protocol import Batch, Example, Prompt, Row, Source
 from formary.tasks.reading import padded, place_of, text_of
 from formary.tasks.translate import Translate
 
-_SHOWN = 96  # pixels of a picture's longer side in a report
 NO_SOURCE = "a picture"
 """What stands for a picture where texts are compared."""
 
@@ -55,8 +53,7 @@ class Caption(Translate):
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
         task = super().learn(recipe, tokenizer, rows, start=start)
-        reader = PictureReader.of_config(start or picture_config(recipe, tokenizer, "encoder_decoder"))
-        task.pictures = reader if start else reader.measured(rows, "training row")
+        task.pictures = PictureReader.learned(recipe, tokenizer, "encoder_decoder", rows, start)
         return task
 
     @classmethod
@@ -118,4 +115,4 @@ class Caption(Translate):
 
     def thumbnail(self, row: Row) -> str:
         """The picture of a row, small, as a data URI."""
-        return data_uri(decoded(row["image"], "row"), longest=_SHOWN)
+        return thumbnail(row)

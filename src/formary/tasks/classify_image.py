@@ -16,17 +16,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from formary.data.augment_images import partners, varied
-from formary.data.images import data_uri, decoded, fitted
+from formary.data.images import fitted
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer, wordless
 from formary.model.config import ModelConfig, Topology
 from formary.recipe.schema import Recipe
 from formary.tasks.classify import Classify, label_of
 from formary.tasks.models import picture_config, with_label_head
-from formary.tasks.pictures import PictureReader, named, unreadable
+from formary.tasks.pictures import PictureReader, named, thumbnail, unreadable
 from formary.tasks.protocol import Batch, Example, Row
 
-_SHOWN = 96  # pixels of a picture's longer side in a report
 _MOST_NUMBERS = 60_000_000  # that a baseline learns from: of more rows it sees smaller pictures
 _LARGEST = 32  # side in pixels of what a baseline sees
 
@@ -58,8 +57,7 @@ class ClassifyImage(Classify):
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
         task = super().learn(recipe, tokenizer, rows, start=start)
-        reader = PictureReader.of_config(start or picture_config(recipe, tokenizer, "encoder"))
-        task.pictures = reader if start else reader.measured(rows, "training row")
+        task.pictures = PictureReader.learned(recipe, tokenizer, "encoder", rows, start)
         return task
 
     @classmethod
@@ -122,4 +120,4 @@ class ClassifyImage(Classify):
 
     def thumbnail(self, row: Row) -> str:
         """The picture of a row, small, as a data URI."""
-        return data_uri(decoded(row["image"], "row"), longest=_SHOWN)
+        return thumbnail(row)

@@ -11,15 +11,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from formary.data.records import RowForm
 from formary.data.table import Table, learned
 from formary.data.tokenizer import Tokenizer, wordless
 from formary.errors import DataError
 from formary.model.config import ModelConfig, Topology
-from formary.model.heads import LabelHead
-from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.classify import Classify, label_of
 from formary.tasks.models import scratch_config, with_label_head
@@ -108,9 +105,3 @@ class ClassifyRow(Classify):
     def worded(self, row: Row) -> str:
         """A row in one line."""
         return ", ".join(f"{column.name} {row.get(column.name, '–')}" for column in self.table.columns)
-
-    def _logits(self, network: Network, batch: Batch) -> Tensor:
-        """(batch, labels) in float32."""
-        assert isinstance(network, Encoder) and isinstance(network.head, LabelHead)
-        logits: Tensor = network.head(network.summary(network(batch["cells"], first_only=True)))
-        return logits.float()

@@ -18,12 +18,16 @@ import torch
 import xxhash
 from torch import Tensor
 
-from formary.data.images import Pixels, decoded, fitted, is_data_uri
+from formary.data.images import Pixels, data_uri, decoded, fitted, is_data_uri
+from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
+from formary.recipe.schema import Recipe
+from formary.tasks.models import picture_config
 from formary.tasks.protocol import Row
 
 _MEASURED = 2000
+_THUMBNAIL = 96  # pixels of a picture's longer side in a report
 _TOGETHER = 1024  # pictures that are decoded at a time, by several threads
 
 
@@ -60,21 +64,20 @@ class PictureReader:
             positions=positions,
         )
 
+    @classmethod
+    def learned(
+        cls, recipe: Recipe, tokenizer: Tokenizer, topology: Topology, rows: Sequence[Row], start: ModelConfig | None
+    ) -> Self:
+        """The reader of the model that a recipe trains: a loaded one's own, else one measured on the training rows."""
+        if start is not None:
+            return cls.of_config(start)
+        return cls.of_config(picture_config(recipe, tokenizer, topology)).measured(rows, "training row")
+
     def measured(self, rows: Sequence[Row], where: str) -> Self:
         """The same reader with the mean and spread of these rows' pixels (of 2,000 of them, where there are more)."""
         chosen = [rows[place * len(rows) // _MEASURED] for place in range(_MEASURED)] if len(rows) > _MEASURED else rows
         mean, std = spread(self.read(chosen, where))
         return replace(self, mean=mean, std=std)
-
-    @classmethod
-    def of(cls, size: int, channels: int, settings: Mapping[str, Any]) -> Self:
-        """The reader of a finished model: `mean` and `std` of its settings, else 0.5 as for Google's ViT."""
-        mean, std = (tuple(settings.get(name) or (0.5,) * channels) for name in ("mean", "std"))
-        return cls(size, channels, mean, std)
-
-    def settings(self) -> dict[str, Any]:
-        """What `of` needs beside the model's config, JSON-able."""
-        return {"mean": list(self.mean), "std": list(self.std)}
 
     def read(self, rows: Sequence[Row], where: str) -> list[Pixels]:
         """The pictures of rows, each (size, size, channels).
@@ -114,6 +117,11 @@ def spread(pictures: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, 
     mean = total / max(1, count)
     std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
     return tuple(mean.tolist()), tuple(np.where(std > 1e-6, std, 1.0).tolist())
+
+
+def thumbnail(row: Row, column: str = "image") -> str:
+    """The picture of a row, small, as a data URI."""
+    return data_uri(decoded(row[column], "row"), longest=_THUMBNAIL)
 
 
 def named(row: Mapping[str, Any]) -> str:
