@@ -1,10 +1,12 @@
 """Wall time to validation loss 1.886 on Shakespeare's characters: nanoGPT's CPU recipe and Formary's, in turn.
 
-    python benchmarks/shakespeare.py [--rounds 3] [--threads 2] [--precision float32] [--nanogpt CHECKOUT]
+    python benchmarks/shakespeare.py [--rounds 3] [--threads 2] [--precision float32] [--nanogpt CHECKOUT] [--equal-time]
 
 nanoGPT's recipe is written here from its README's settings and the GPT-2 paper (4 layers, 4 heads, 128 wide, context
 64, 2000 steps of 12, AdamW, cosine from 1e-3, no dropout); with --nanogpt its own model.py is used. Both sides
 measure the whole validation split in windows that do not overlap, and measuring does not count as training time.
+--equal-time asks the other question: the loss after just as many seconds as nanoGPT's whole run took in that round, with the
+recipe's schedule stretched over them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from peers import ROOT, machine
@@ -31,9 +32,10 @@ from formary.model.topologies import build, parameter_count
 from formary.pipeline.run import run as execute
 from formary.recipe import Recipe, read
 from formary.tasks.registry import pretraining_task
-from formary.train.loop import train
+from formary.train.loop import train, validation_loss
 from formary.train.machine import runtime
 from formary.train.records import read_records
+from formary.train.timed import train_for
 
 TARGET = 1.886
 RECIPE = ROOT / "recipes" / "shakespeare.yaml"
@@ -177,12 +179,37 @@ def formary(seed: int, recipe: Recipe, prepared: Path) -> Result:
     )
 
 
+def for_seconds(seconds: float, seed: int, recipe: Recipe, prepared: Path) -> Result:
+    """The recipe `shakespeare` for as long as the other side trained."""
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+    task = pretraining_task(recipe.task)(recipe, tokenizers.load(prepared / "data" / "tokenizer"))
+    network = build(task.model_config(), seed=seed)
+    settled = runtime(recipe.machine)
+    training = task.training_batches(TokenShards.open(prepared / "data/tokens/train"))
+    done = train_for(seconds, task.loss, network, training, recipe.train, settled)
+    validation = TokenShards.open(prepared / "data/tokens/validation")
+    with torch.no_grad():
+        batches = task.validation_batches(validation, max_tokens=recipe.train.validation_tokens)
+        loss = validation_loss(task.loss, network, batches, settled)
+    return Result(done.seconds, None, loss, parameter_count(network))
+
+
+def told(seed: int, name: str, result: Result) -> None:
+    when = f"{result.reached:.1f} s" if result.reached else "not reached"
+    print(
+        f"seed {seed}, {name}: {result.parameters:,} weights, loss {TARGET} after {when}; "
+        f"{result.loss:.3f} at the end ({result.seconds:.1f} s)",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--nanogpt", type=Path, default=None, help="a nanoGPT checkout, to use its own model.py")
+    parser.add_argument("--equal-time", action="store_true", help="compare the losses after equal time")
     arguments = parser.parse_args()
     recipe = read(
         RECIPE, [*FORMARY, f"machine.threads={arguments.threads}", f"machine.precision={arguments.precision}"]
@@ -192,22 +219,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "run"
         execute(recipe, base=RECIPE.parent, folder=prepared, until="tokens", console=Console(quiet=True))
-        ratios = []
+        ratios, lower = [], []
         for seed in range(arguments.rounds):
-            theirs, ours = nanogpt(seed, arguments.nanogpt), formary(seed, recipe, prepared)
-            for name, result in (("nanoGPT's recipe", theirs), (f"formary ({arguments.precision})", ours)):
-                when = f"{result.reached:.1f} s" if result.reached else "not reached"
-                print(
-                    f"seed {seed}, {name}: {result.parameters:,} weights, loss {TARGET} after {when}; "
-                    f"{result.loss:.3f} at the end ({result.seconds:.1f} s)"
-                )
+            theirs = nanogpt(seed, arguments.nanogpt)
+            told(seed, "nanoGPT's recipe", theirs)
+            if arguments.equal_time:
+                ours = for_seconds(theirs.seconds, seed, recipe, prepared)
+                told(seed, f"formary ({arguments.precision}), equal time", ours)
+                lower.append(theirs.loss - ours.loss)
+                continue
+            ours = formary(seed, recipe, prepared)
+            told(seed, f"formary ({arguments.precision})", ours)
             if ours.reached:
                 ratios.append(ours.reached / (theirs.reached or theirs.seconds))
-    if ratios:
-        spread = np.array(ratios)
-        print(
-            f"formary / nanoGPT's recipe, seconds to {TARGET}: {statistics.median(ratios):.2f} ({spread.min():.2f} to {spread.max():.2f})"
-        )
+    for values, says in (
+        (ratios, f"formary / nanoGPT's recipe, seconds to {TARGET}"),
+        (lower, "loss of nanoGPT's recipe less formary's, after equal time"),
+    ):
+        if values:
+            print(f"{says}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
 
 
 if __name__ == "__main__":
