@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,8 +31,8 @@ _MOST_ROWS = 5000
 # Tried in this order where a file is not UTF-8. The last one accepts nearly anything, so it comes last.
 _OTHER_ENCODINGS = ("utf-16", "gb18030", "cp1252")
 # File names that say what the file is for: x_train.txt, valid.jsonl, x.test.csv.gz.
-_PART = re.compile(r"(?:^|(?<=[_.-]))(train|training|valid|validation|val|dev|test)(?=[_.-]|$)")
-_PART_NAMES = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
+_PART = re.compile(r"(?:^|(?<=[_.-]))(train|training|valid|validation|val|dev|test|t10k)(?=[_.-]|$)")
+_PART_NAMES = {"train": "train", "training": "train", "test": "test", "t10k": "test"} | dict.fromkeys(
     ("valid", "validation", "val", "dev"), "validation"
 )
 
@@ -50,17 +51,22 @@ def init(
         raise RecipeError(f"{out} is already there; name another file with --out, or overwrite it with --force")
     from formary import durable
     from formary.recipe.guess import guess
+    from formary.recipe.guess_pictures import guess_pictures
     from formary.recipe.guess_rows import guess_rows
     from formary.recipe.reading import parse
 
     sample = take_sample(data, relative_to=out.parent)
     name, gflops = _recipe_name(data[0]), _speed()
-    found = guess_rows(sample, name=name, task=task, gflops=gflops) or guess(
-        sample,
-        name=name,
-        task=task,
-        gflops=gflops,
-        chinese_words=importlib.util.find_spec("jieba") is not None,
+    found = (
+        guess_pictures(sample, name=name, task=task, gflops=gflops)
+        or guess_rows(sample, name=name, task=task, gflops=gflops)
+        or guess(
+            sample,
+            name=name,
+            task=task,
+            gflops=gflops,
+            chinese_words=importlib.util.find_spec("jieba") is not None,
+        )
     )
     texts = {out.with_name(file): recipe for file, recipe in found.before} | {out: found.recipe}
     for path, recipe in texts.items():
@@ -95,34 +101,56 @@ def take_sample(data: list[str], *, relative_to: Path) -> Sample:
     Raises:
         DataError: nothing is there, it cannot be read, or the files are of several kinds.
     """
+    from formary.cli.init_pictures import pictures_in, with_parts
     from formary.data.source import expand
     from formary.recipe.sample import Sample
 
-    parts = _parts(expand(data))
+    parts = _folder_parts(data) or _parts(with_parts(expand(data)))
     sources = parts["sources"]
-    encoding, kind, rows, share = _look(sources)
+    looked = expand(list(map(str, sources)))
+    encoding, kind, rows, share = _look(looked)
     given = data if not parts["validation"] and not parts["test"] else list(map(str, sources))
     return Sample(
         sources=tuple(_from(relative_to, source) for source in given),
         kind=kind,
-        files=len(sources),
+        files=len(looked),
         rows=rows,
         share=share,
         validation=tuple(_from(relative_to, str(path)) for path in parts["validation"]),
         test=tuple(_from(relative_to, str(path)) for path in parts["test"]),
         encoding=encoding,
+        pictures=pictures_in(rows, looked, max(1, round(len(rows) / share))),
     )
+
+
+def _folder_parts(data: list[str]) -> dict[str, list[Path]] | None:
+    """Folders of pictures by what they are for, where a folder has one called train and others beside it."""
+    from formary.data.files import expand, kind_of
+
+    folder = Path(data[0]).expanduser()
+    if len(data) > 1 or not folder.is_dir():
+        return None
+    parent = folder.parent if _part_of(folder) == "train" else folder
+    parts: dict[str, list[Path]] = {"sources": [], "validation": [], "test": []}
+    for inner in sorted(path for path in parent.iterdir() if path.is_dir() and _PART.fullmatch(path.name.lower())):
+        parts[_part_of(inner).replace("train", "sources")].append(inner)
+    if not parts["sources"] or not (parts["validation"] or parts["test"]):
+        return None
+    return parts if all(kind_of(path)[0] == "picture" for path in expand([str(parts["sources"][0])])) else None
 
 
 def _parts(paths: list[Path]) -> dict[str, list[Path]]:
     """The files by what they are for, where their names or those of their neighbours say so beside one for training."""
+    from formary.cli.init_pictures import with_parts
+    from formary.data.files import file_of
+
     if len(paths) == 1 and _part_of(paths[0]) == "train":
         only = paths[0]
-        paths = [
-            path
-            for path in sorted(only.parent.iterdir())
-            if path.is_file() and _without_part(path) == _without_part(only)
-        ]
+        inside = file_of(only) != only
+        paths = (
+            with_parts([file_of(only)]) if inside else sorted(path for path in only.parent.iterdir() if path.is_file())
+        )
+        paths = [path for path in paths if inside or _without_part(path) == _without_part(only)]
     parts: dict[str, list[Path]] = {"sources": [], "validation": [], "test": []}
     if "train" not in map(_part_of, paths):
         return parts | {"sources": paths}
@@ -143,6 +171,11 @@ def _without_part(path: Path) -> str:
 
 def _look(paths: list[Path]) -> tuple[str, str, list[dict[str, Any]], float]:
     """(encoding, kind, rows, share of the data that they are), from the first encoding that makes sense."""
+    from formary.cli.init_pictures import folder_rows
+    from formary.data.files import kind_of, size_of
+
+    if {kind_of(path)[0] for path in paths} == {"picture"}:
+        return "utf-8", "picture", folder_rows(paths), 1.0
     files = min(len(paths), _MOST_FILES)
     looked = [paths[i * len(paths) // files] for i in range(files)]
     first_error: DataError | None = None
@@ -155,7 +188,7 @@ def _look(paths: list[Path]) -> tuple[str, str, list[dict[str, Any]], float]:
             first_error = first_error or error
             continue
         if encoding != "gb18030" or _looks_chinese(rows):
-            size = sum(_size(path) for path in looked) / max(1, sum(map(_size, paths)))
+            size = sum(map(size_of, looked)) / max(1, sum(map(size_of, paths)))
             return encoding, kind, rows, share * size
     assert first_error is not None
     raise first_error
@@ -194,8 +227,13 @@ def _text_head(source: Source, part: float) -> tuple[list[dict[str, Any]], float
 
 def _table_head(source: Source, part: float) -> tuple[list[dict[str, Any]], float]:
     """The first rows of a table."""
+    from formary.data.arrays import row_count
+
     rows: list[dict[str, Any]] = []
     chars, passed = 0, 0
+    if source.kind(path := source.paths[0]) in ("npz", "idx"):
+        rows = [row.values for row in islice(source, max(1, int(_MOST_ROWS * part)))]
+        return rows, len(rows) / row_count(path, source.name(path))
     before = source.bytes_done
     for row in source:
         if source.bytes_done != before:
@@ -204,10 +242,17 @@ def _table_head(source: Source, part: float) -> tuple[list[dict[str, Any]], floa
             if passed and (chars > SAMPLE_CHARS * part or len(rows) >= _MOST_ROWS * part):
                 return rows, passed / source.bytes_total
         rows.append(row.values)
-        chars += sum(len(value) for value in row.values.values() if isinstance(value, str))
+        chars += sum(map(_length, row.values.values()))
         if len(rows) >= 10 * _MOST_ROWS:  # a kind of file that does not tell how far it has been read
             return rows, min(1.0, len(json.dumps(rows, default=str)) / source.bytes_total)
     return rows, 1.0
+
+
+def _length(value: Any) -> int:
+    """Of a text or of the bytes of a picture."""
+    if isinstance(value, dict):
+        return sum(map(_length, value.values()))
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def _begins_utf16(path: Path) -> bool:
@@ -225,11 +270,6 @@ def _looks_chinese(rows: list[dict[str, Any]]) -> bool:
     text = "".join(value for row in rows[:200] for value in row.values() if isinstance(value, str))[:200_000]
     beyond = "".join(character for character in text if not character.isascii())
     return len(beyond.encode("gb2312", "ignore")) > len(beyond)  # two bytes each
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
 
 
 def _from(folder: Path, source: str) -> str:

@@ -37,6 +37,23 @@ def archive_rows(path: Path, name: str) -> Iterator[Values]:
     Raises:
         DataError: it is damaged, holds Python objects or no arrays of equal length, or has parts and none was named.
     """
+    arrays, names = _part(path, name)
+    yield from _rows(arrays, names, name)
+
+
+def row_count(path: Path, name: str) -> int:
+    """How many rows an archive, a part of it or an idx file has; no picture is unpacked.
+
+    Raises:
+        DataError: as for the rows.
+    """
+    if file_of(path).suffix.lower() != ".npz":
+        return len(_idx(path, name))
+    return _length(_part(path, name)[0], name)
+
+
+def _part(path: Path, name: str) -> tuple[dict[str, NDArray[Any]], list[Any] | None]:
+    """The arrays of an archive or of one part of it, and the names of labels."""
     file = file_of(path)
     arrays = _archive(file, name)
     names = arrays.pop("names", None)
@@ -53,7 +70,7 @@ def archive_rows(path: Path, name: str) -> Iterator[Values]:
             f"{name}: holds the parts {', '.join(parts)}; name the part to read, e.g. {name}/{first} "
             "(and the others in data.validation and data.test)"
         )
-    yield from _rows(arrays, None if names is None else names.tolist(), name)
+    return arrays, None if names is None else names.tolist()
 
 
 def parts_of(arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -108,12 +125,17 @@ def _archive(path: Path, name: str) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _rows(arrays: Mapping[str, NDArray[Any]], names: list[Any] | None, name: str) -> Iterator[Values]:
+def _length(arrays: Mapping[str, NDArray[Any]], name: str) -> int:
+    """How many rows arrays make: of pictures as many as there are, else what most arrays have."""
     lengths = Counter(len(array) for array in arrays.values() if array.ndim)
     if not lengths:
         raise DataError(f"{name}: holds no arrays; rows need arrays of equal length, one a column")
     pictures = [len(array) for array in arrays.values() if _is_pictures(array)]
-    length = pictures[0] if pictures else max(lengths, key=lambda count: (lengths[count], count))
+    return pictures[0] if pictures else max(lengths, key=lambda count: (lengths[count], count))
+
+
+def _rows(arrays: Mapping[str, NDArray[Any]], names: list[Any] | None, name: str) -> Iterator[Values]:
+    length = _length(arrays, name)
     columns = {column: array for column, array in arrays.items() if array.ndim and len(array) == length}
     for place in range(length):
         yield {column: _value(array, place, names if column in _NAMED else None) for column, array in columns.items()}

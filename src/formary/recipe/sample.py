@@ -18,17 +18,29 @@ _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+")
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What was seen of the pictures in some rows."""
+
+    column: str  # that holds them
+    sides: Sequence[int]  # longer sides in pixels of those that were opened
+    grey: bool  # whether all of them are
+    unreadable: int = 0  # those that could not be opened
+    count: int = 0  # how many of the data there are
+
+
+@dataclass(frozen=True)
 class Sample:
     """What was looked at: some rows of the data, and how much of it they are."""
 
     sources: tuple[str, ...]  # as the recipe names them
-    kind: str  # text, jsonl, csv, parquet or dataset
+    kind: str  # text, jsonl, csv, parquet, npz, idx, picture or dataset
     files: int
     rows: Sequence[Mapping[str, Any]]  # of a text file one row, {"text": its beginning}
     share: float  # of the data that the rows are, 0 to 1
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     encoding: str = "utf-8"
+    pictures: Pictures | None = None  # where a column holds some
 
 
 @dataclass(frozen=True)
