@@ -101,6 +101,14 @@ def test_once_shows_curves_rate_and_sample(run):
     assert any(0x2800 < ord(letter) < 0x2900 for letter in shown.output)
 
 
+def test_a_run_on_pictures_is_counted_in_images(run):
+    (run / "recipe.yaml").write_text("name: tiny\ntask: classify_image\n")
+    shown = CliRunner().invoke(app, ["top", str(run), "--once"])
+    assert "900 images/s" in shown.output and "tokens/s" not in shown.output
+    (found,) = json.loads(CliRunner().invoke(app, ["top", str(run), "--json"]).stdout)
+    assert found["unit"] == "images"
+
+
 def test_a_folder_of_runs_is_a_table_and_without_a_terminal_it_ends(run):
     other = run.parent / "other"
     other.mkdir()

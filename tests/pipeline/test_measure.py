@@ -173,7 +173,7 @@ def test_what_cannot_be_asked_is_refused(model, tmp_path, monkeypatch, data, opt
 
 def test_questions_of_a_conversation_may_stand_under_other_names_than_messages(tmp_path):
     kind, asked = LABELLED["chat"], [{"instruction": "Hi", "output": "Ho"}, {"prompt": "Hi"}]
-    rows = rows_for(kind, rows_file(tmp_path, asked), columns={}, answers=False)
+    rows, _ = rows_for(kind, rows_file(tmp_path, asked), columns={}, answers=False)
     assert rows == asked and [Chat.pair(None, row)["source"] for row in rows] == ["Hi", "Hi"]
     with pytest.raises(DataError, match="column 'tokens' is missing"):
         rows_for(LABELLED["tag"], rows_file(tmp_path, asked), columns={}, answers=False)

@@ -19,24 +19,29 @@ Columns = Annotated[
 
 def predict(
     model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
-    input: Annotated[str, typer.Argument(help="A file of rows, a text in quotes, or - for lines from standard input.")],
+    input: Annotated[
+        str,
+        typer.Argument(
+            help="A file of rows, a text in quotes, a picture or a folder of them, or - for lines of standard input."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Write JSONL here: each row with its answer.")] = None,
     column: Columns = None,
     beams: Annotated[int | None, typer.Option(min=1, help="For tasks that write: width of the beam search.")] = None,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or int8.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print whole answers as JSON, one a line.")] = False,
 ) -> None:
-    """Answer rows with a fine-tuned model: labels, tags, answers in a text, translations."""
+    """Answer rows with a fine-tuned model: labels, tags, answers in a text, translations, what is on pictures."""
     from formary.infer.loaded import load
     from formary.pipeline.measure import rows_for, write_answers
     from formary.pipeline.telling import forecast_lines
 
     loaded = load(model, precision="int8" if precision == "int8" else "float32")
     task = loaded.task
-    rows = rows_for(task, input, columns=_mapping(column), answers=False)
+    rows, left_out = rows_for(task, input, columns=mapping(column), answers=False)
     options: dict[str, Any] = {"beams": beams} if beams else {}
     answers = loaded.predict(rows, precision="float32" if precision == "int8" else precision, **options)
-    for note in loaded.task.notes():
+    for note in (*left_out, *loaded.task.notes()):
         print(f"note: {note}", file=sys.stderr)
     if out:
         write_answers(out, rows, answers)
@@ -60,17 +65,19 @@ def compare(
     from formary.pipeline.measure import compare as measure
 
     console = None if json else Console(stderr=True)
-    result = measure(model_a, model_b, data, columns=_mapping(column), console=console)
+    result = measure(model_a, model_b, data, columns=mapping(column), console=console)
     if json:
         print(json_format.dumps(result, ensure_ascii=False))
         return
     print(f"measured on: {result['metrics'][0]['protocol']}\nA = {model_a}\nB = {model_b}")
     for metric in result["metrics"]:
         print(f"  A: {metric['says']}")
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     print(f"by {result['metrics'][0]['metric'].replace('_', ' ')}: {result['verdict']}")
 
 
-def _mapping(given: list[str] | None) -> dict[str, str]:
+def mapping(given: list[str] | None) -> dict[str, str]:
     found = {}
     for entry in given or ():
         ours, equals, theirs = entry.partition("=")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from formary.cli.predict import Columns, mapping
 from formary.errors import FormaryError
 
 if TYPE_CHECKING:
@@ -165,12 +166,13 @@ def evaluate(
     examples: Annotated[
         str | None, typer.Option(help="Rows to take the examples from; some of DATA are set aside if left out.")
     ] = None,
+    column: Columns = None,
 ) -> None:
     """Measure a recipe's model on its test split, or any model on data of yours: texts, rows, or benchmarks."""
     from formary.pipeline.stages import findings
 
-    given = {"--documents": documents, "--stride": stride, "--max-tokens": max_tokens}
-    given |= {"--shots": shots, "--examples": examples}
+    given: dict[str, Any] = {"--documents": documents, "--stride": stride, "--max-tokens": max_tokens}
+    given |= {"--shots": shots, "--examples": examples, "--column": column}
     of_recipes = {"--set": set_, "--folder": folder}
     for option, value in (of_recipes if data else given).items():
         if value is not None:
@@ -193,6 +195,7 @@ def evaluate(
         max_tokens=max_tokens,
         shots=shots,
         examples=examples,
+        columns=mapping(column),
         console=None if json else Console(stderr=True),
     )
     if json:

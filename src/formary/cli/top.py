@@ -87,6 +87,7 @@ def summary(status: Status) -> dict[str, Any]:
         "best_validation_loss": best["validation_loss"] if best else None,
         "best_step": best["step"] if best else None,
         "tokens_per_second": status.last("tokens_per_second"),
+        "unit": status.unit,
         "seconds_left": status.seconds_left,
         "memory": status.memory,
         "epsilon": status.last("epsilon"),
@@ -104,12 +105,12 @@ def _several(found: Sequence[Status], width: int) -> RenderableType:
     table, wide = Table(box=None, pad_edge=False), width >= 110
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for heading in ("step", "loss", "validation", *(("tokens/s", "left", "memory") if wide else ("left",))):
+    for heading in ("step", "loss", "validation", *(("speed", "left", "memory") if wide else ("left",))):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("loss so far", no_wrap=True)
     for status in found:
         rate, left = status.last("tokens_per_second"), _time(status.seconds_left)
-        speed = (f"{rate:,.0f}" if rate is not None else "", left, _bytes(status.memory))
+        speed = (f"{rate:,.0f} {status.unit}/s" if rate is not None else "", left, _bytes(status.memory))
         table.add_row(
             Text(status.name, style="bold"),
             Text(status.state, style=_colour(status.state)),
@@ -130,7 +131,7 @@ def _one(status: Status, width: int, height: int) -> RenderableType:
     parts: list[RenderableType] = [head, Text(str(status.folder), style="dim")]
     rate, epsilon = status.last("tokens_per_second"), status.last("epsilon")
     facts = [f"step {_steps(status)}"]
-    facts += [f"{rate:,.0f} tokens/s"] if rate is not None else []
+    facts += [f"{rate:,.0f} {status.unit}/s"] if rate is not None else []
     facts += [f"{_time(status.seconds_left)} left"] if status.seconds_left is not None else []
     facts += [f"{_bytes(status.memory)} of memory"] if status.memory is not None else []
     facts += [f"epsilon {epsilon:.2f} spent"] if epsilon is not None else []
@@ -142,7 +143,8 @@ def _one(status: Status, width: int, height: int) -> RenderableType:
     if training or validation:
         rows = max(6, min(14, height - 14))
         parts += ["", plot([("training", training, "cyan"), ("validation", validation, "yellow")], width, rows)]
-    for name, title in (("tokens_per_second", "tokens/s"), ("grad_norm", "gradient norm"), ("lr", "learning rate")):
+    per_second = f"{status.unit}/s"
+    for name, title in (("tokens_per_second", per_second), ("grad_norm", "gradient norm"), ("lr", "learning rate")):
         values = [y for _, y in status.curve(name)]
         if len(values) > 1:
             line = sparkline(values, max(10, width - 34))

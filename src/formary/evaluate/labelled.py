@@ -87,7 +87,7 @@ def measured(
         "split": split,
         "metrics": metrics,
         "details": suite.details(task, rows, answers),
-        "leakage": {"rows": len(leaked), "of": len(rows), "examples": [_key(task, rows[n])[:200] for n in leaked[:3]]},
+        "leakage": {"rows": len(leaked), "of": len(rows), "examples": [_said(task, rows[n]) for n in leaked[:3]]},
         "notes": notes,
     }
 
@@ -129,6 +129,12 @@ def near_training(task: LabelledTask, training: Sequence[Row], rows: Sequence[Ro
     return [number for number, neighbour in enumerate(found) if neighbour is not None]
 
 
+def _said(task: LabelledTask, row: Row) -> str:
+    """A row for the eye; one whose text only names something says what."""
+    worded = None if task.form.alike else getattr(task, "worded", None)
+    return str(worded(row) if worded else _key(task, row))[:200]
+
+
 def _key(task: LabelledTask, row: Row) -> str:
     text = str(row["text"]) if task.form.text is None else task.form.text(row)
     return task.form.compared(row, text)
@@ -148,8 +154,13 @@ def _label_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str
     columns = sorted({name for row in rows[:1000] for name in row} - aside)
     found = labels.details(rows, answers, labels=task.labels, kind=task.kind, columns=columns)
     if hasattr(task, "thumbnail"):
-        found["worst"] = [{**entry, "image": task.thumbnail(rows[entry["row"] - 1])} for entry in found["worst"]]
+        found["worst"] = [_seen(task, rows[entry["row"] - 1], entry, without="text") for entry in found["worst"]]
     return found
+
+
+def _seen(task: Any, row: Row, entry: dict[str, Any], *, without: str) -> dict[str, Any]:
+    """What is shown of a row, with its picture in place of the text that it does not have."""
+    return {"row": entry.pop("row"), "image": task.thumbnail(row)} | {n: v for n, v in entry.items() if n != without}
 
 
 def _label_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
@@ -181,7 +192,13 @@ def _text_metrics(
 
 def _text_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
     pairs, kept = _pairs(task, rows)
-    return texts.details([pairs[number] for number in kept], [answers[number] for number in kept])
+    found = texts.details([pairs[number] for number in kept], [answers[number] for number in kept])
+    if hasattr(task, "thumbnail"):
+        for name in ("copied", "by_source_length"):  # of a picture's text there is none
+            found.pop(name)
+        for name in ("worst", "best"):
+            found[name] = [_seen(task, rows[kept[entry["row"]]], entry, without="source") for entry in found[name]]
+    return found
 
 
 def _text_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:

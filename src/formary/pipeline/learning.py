@@ -43,6 +43,7 @@ def learn(
     from formary.pipeline.model import describer
     from formary.pipeline.resuming import checkpoint_folder
     from formary.pipeline.seeing import seeing
+    from formary.recipe.schema import unit_of
     from formary.train.loop import train
 
     recipe = context.recipe
@@ -66,6 +67,7 @@ def learn(
             watch=context.watch,
             private=private,
             seeing=seen,
+            unit=unit_of(recipe.task),
             **({"remade": remade} if context.trainer else {}),
         )
 

@@ -24,6 +24,7 @@ from formary.evaluate.language_model import causal_metrics
 from formary.infer.loaded import Model, load
 from formary.model.topologies import Decoder
 from formary.pipeline.answering import answered
+from formary.pipeline.given_files import file_rows
 from formary.pipeline.progress import bar
 from formary.recipe.schema import Evaluate, Machine
 from formary.tasks.protocol import LabelledTask
@@ -40,6 +41,7 @@ def measure(
     max_tokens: int | None = None,
     shots: int | None = None,
     examples: str | None = None,
+    columns: Mapping[str, str] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte of `model` on `data` (files, folders, globs), with 95 % intervals.
@@ -47,6 +49,7 @@ def measure(
     Models with a task are measured on rows; benchmarks, and rows with `shots`, are asked of a causal model.
 
     Args:
+        columns: of rows, our name -> the file's.
         console: where a bar is shown; nowhere when left out.
 
     Raises:
@@ -57,7 +60,7 @@ def measure(
     if asked:
         return measure_benchmarks(loaded, model, asked, console=console)
     if answers_rows(loaded):
-        return measure_rows(loaded, model, data, console=console)
+        return measure_rows(loaded, model, data, columns=columns, console=console)
     if not isinstance(loaded.network, Decoder):
         raise FormaryError(
             f"{model}: only causal models can be measured on plain text; this one is an {loaded.config.topology}"
@@ -136,11 +139,22 @@ def answers_rows(loaded: Model) -> bool:
     return loaded.config.labelled or bool(task and labelled_task(task))
 
 
-def measure_rows(loaded: Model, model: str, data: Sequence[str], *, console: Console | None = None) -> dict[str, Any]:
+def measure_rows(
+    loaded: Model,
+    model: str,
+    data: Sequence[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
     """The metrics of a model's own task on rows with the right answers, with 95 % intervals."""
-    rows = [row for source in data for row in rows_for(loaded.task, source, columns={}, answers=True)]
+    rows, left_out = [], []
+    for source in data:
+        found, notes = rows_for(loaded.task, source, columns=columns or {}, answers=True)
+        rows += found
+        left_out += notes
     metrics, notes = _metrics({"model": loaded}, rows, console)
-    return {"model": model, "rows": len(rows), "metrics": metrics, "notes": notes}
+    return {"model": model, "rows": len(rows), "metrics": metrics, "notes": [*left_out, *notes]}
 
 
 def compare(
@@ -161,11 +175,11 @@ def compare(
         raise FormaryError(
             f"{model_a} is for task {a.task.name} and {model_b} for {b.task.name}: they cannot be compared"
         )
-    rows = rows_for(a.task, data, columns=columns or {}, answers=True)
+    rows, notes = rows_for(a.task, data, columns=columns or {}, answers=True)
     metrics, _ = _metrics({"model": a, "B": b}, rows, console)
     verdict = metrics[0]["verdicts"]["B"]
     said = {"better": "A is better", "worse": "B is better", "cannot tell": "cannot tell which is better"}[verdict]
-    return {"a": model_a, "b": model_b, "rows": len(rows), "verdict": said, "metrics": metrics}
+    return {"a": model_a, "b": model_b, "rows": len(rows), "verdict": said, "metrics": metrics, "notes": notes}
 
 
 def _metrics(
@@ -181,12 +195,20 @@ def _metrics(
     return suite_of(task).metrics(task, rows, by_model, Evaluate(baselines=False), where), notes
 
 
-def rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answers: bool) -> list[dict[str, Any]]:
-    """The rows of a file, of standard input (-, a line each), or one text.
+def rows_for(
+    task: LabelledTask, given: str, *, columns: Mapping[str, str], answers: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a file, of standard input (-, a line each), or one text; and notes on rows that are left out.
 
     Args:
         answers: whether the rows must have the right answers, or only what the task asks.
     """
+    if task.form.files:
+        return file_rows(task, given, columns=columns, answers=answers, lines=sys.stdin if given == "-" else ())
+    return _rows_for(task, given, columns=columns, answers=answers), []
+
+
+def _rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], answers: bool) -> list[dict[str, Any]]:
     if given == "-":
         return [{task.asks[0]: line.rstrip("\n")} for line in sys.stdin if line.strip()]
     if not Path(given).exists():

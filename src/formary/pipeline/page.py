@@ -64,6 +64,8 @@ dl.list dd { margin: 0; font-variant-numeric: tabular-nums; }
 .sample blockquote { margin: 0; font: 1.125rem/1.65 var(--serif); white-space: pre-wrap; }
 .sample b { font-weight: 600; color: var(--model); }
 .sample figcaption { margin-top: .6rem; }
+.sample img, td img { display: block; min-height: 3.5rem; max-height: 6rem; image-rendering: pixelated; border-radius: 3px; }
+.sample img { margin-bottom: .6rem; }
 details { border-top: 1px solid var(--line); padding: .7rem 0; }
 details:last-of-type { border-bottom: 1px solid var(--line); }
 summary { cursor: pointer; color: var(--soft); font-size: .9375rem; }
@@ -160,7 +162,7 @@ PAGE = """\
 {% if table.folded %}<details><summary>{{ table.title|capitalise }} ({{ table.rows|length }})</summary>{% else %}<h3>{{ table.title|capitalise }}</h3>{% endif %}
 <div class="scroll"><table{% if table.numbers %} class="numbers"{% endif %}>
 {% if table.columns %}<thead><tr>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>{% endif %}
-<tbody>{% for row in table.rows %}<tr>{% for cell in row %}<td lang="{{ cell|lang }}">{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+<tbody>{% for row in table.rows %}<tr>{% for cell in row %}{% if cell is picture %}<td><img src="{{ cell }}" alt="the picture"></td>{% else %}<td lang="{{ cell|lang }}">{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</tbody>
 </table></div>
 {% if table.folded %}</details>{% endif %}
 {% endfor %}
@@ -201,6 +203,7 @@ PAGE = """\
 {% endif %}
 {% macro show(sample) %}
 <figure class="sample">
+{% if sample.image is picture %}<img src="{{ sample.image }}" alt="the picture">{% endif %}
 <blockquote lang="{{ (sample.prompt ~ sample.text)|lang }}"><b>{{ sample.prompt }}</b>{{ continuation(sample) }}</blockquote>
 <figcaption class="small">{% if sample.step is not none %}step {{ "{:,}".format(sample.step) }}{% if settings(sample) %} · {% endif %}{% endif %}{{ settings(sample) }}</figcaption>
 </figure>
@@ -306,9 +309,12 @@ PAGE = """\
 <footer class="small">Made by Formary{% if report.formary_version %} {{ report.formary_version }}{% endif %}. This page loads nothing and sends nothing.</footer>"""
 
 
-def framed(title: str, body: str, *, style: str = STYLE, script: str = "") -> str:
-    """A whole page of a title and a body, both HTML already; its policy lets in this style sheet and script, nothing else."""
+def framed(title: str, body: str, *, style: str = STYLE, script: str = "", pictures: bool = False) -> str:
+    """A whole page of a title and a body, both HTML already; its policy lets in this style sheet and script, nothing else,
+    but for pictures that are in the page itself."""
     policy = f"default-src 'none'; style-src '{_digest(style)}'; base-uri 'none'; form-action 'none'"
+    if pictures:
+        policy += "; img-src data:"
     if script:
         policy += f"; script-src '{_digest(script)}'"
         body += f"\n<script>{script}</script>"

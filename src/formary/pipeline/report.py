@@ -23,8 +23,9 @@ from formary.evaluate.labelled import LOWER_IS_BETTER as LABELLED_LOWER
 from formary.pipeline import figures
 from formary.pipeline.incidents import post_mortem
 from formary.pipeline.page import PAGE, STYLE, framed
-from formary.pipeline.tables import tables_of
+from formary.pipeline.tables import is_picture, tables_of
 from formary.pipeline.zoom import SCRIPT
+from formary.recipe.schema import unit_of
 
 LOWER_IS_BETTER = ("bits_per_byte", "loss", "perplexity", *LABELLED_LOWER)
 NAMES = {
@@ -98,6 +99,7 @@ class Sample:
     text: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None
+    image: str | None = None  # what was asked about, as a data URI
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ def render_report(report: ReportData) -> str:
         "unbroken": _unbroken,
     }
     environment.filters.update(filters)
+    environment.tests["picture"] = is_picture
     learning = _learning(report)
     data = data_story(report)
     body = environment.from_string(PAGE).render(
@@ -266,7 +269,13 @@ def render_report(report: ReportData) -> str:
         settings=settings_of,
     )
     script = SCRIPT if "data-curves=" in body else ""
-    return framed(escape(f"{report.name}: {headline(report)}"), body, style=STYLE + figures.CSS, script=script)
+    return framed(
+        escape(f"{report.name}: {headline(report)}"),
+        body,
+        style=STYLE + figures.CSS,
+        script=script,
+        pictures="<img" in body,
+    )
 
 
 def language_of(text: str, otherwise: str = "") -> str:
@@ -372,7 +381,7 @@ def _learning(report: ReportData) -> dict[str, Any] | None:
     small = []
     for key, title in (
         ("lr", "learning rate"),
-        ("tokens_per_second", "tokens per second"),
+        ("tokens_per_second", f"{unit_of(report.task)} per second"),
         ("grad_norm", "gradient norm"),
         ("validation_bits_per_byte", "validation bits per byte"),
     ):
@@ -432,7 +441,7 @@ def _learning_text(report: ReportData, train: list[figures.Point], valid: list[f
         )
     speeds = [y for _, y in _series(report.training, "tokens_per_second")]
     if speeds:
-        sentences.append(f"Training read {_rounded(median(speeds))} tokens per second (median).")
+        sentences.append(f"Training read {_rounded(median(speeds))} {unit_of(report.task)} per second (median).")
     sentences += [f"{_capital(found['why'])}." for found in (report.lr_finder, report.batch_finder) if found]
     return " ".join(sentences)
 

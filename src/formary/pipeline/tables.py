@@ -5,6 +5,7 @@ Details are nested mappings and lists whose shape says how they are laid out; no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 _SHOWN = 20  # rows of a table
 _FOLDED = 8  # a longer table opens on demand
 _LONG = 240  # characters of a cell
+_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ def tables_of(details: Mapping[str, Any]) -> list[Table]:
         elif _is_rows(value):
             found.append(_of_list(name, value))
     return [table for table in found if table.rows]
+
+
+def is_picture(cell: Any) -> bool:
+    """Whether a cell is the data URI of a small picture, to be shown as one."""
+    return isinstance(cell, str) and _PICTURE.fullmatch(cell) is not None
 
 
 def _is_rows(value: Any) -> bool:
@@ -91,7 +98,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value))[:_LONG]
     text = str(value)
-    return text if len(text) <= _LONG else text[: _LONG - 1] + "…"
+    return text if len(text) <= _LONG or is_picture(text) else text[: _LONG - 1] + "…"
 
 
 def _is_number(cell: str) -> bool:

@@ -27,10 +27,10 @@ _LONGEST = 500  # characters of a row or an answer
 
 def asked(task: LabelledTask, row: Row, *, longest: int = _LONGEST) -> str:
     """What a row asks, in one line: its text, its words, the last turn of its conversation."""
-    if hasattr(task, "pair"):  # a conversation
-        return shortened(str(task.pair(row)["source"]), longest)
     if hasattr(task, "worded"):  # a row that is no text
         return shortened(task.worded(row), longest)
+    if hasattr(task, "pair"):  # a conversation
+        return shortened(str(task.pair(row)["source"]), longest)
     parts: list[str] = []
     for name in task.asks:
         value = row.get(name)
@@ -89,7 +89,8 @@ def sample(task: LabelledTask, row: Row, answer: Mapping[str, Any]) -> dict[str,
     """A row and its answer as a sample of the report."""
     said = shortened(told(row, answer)) or "(nothing)"
     sure = f" ({answer['probability']:.0%})" if isinstance(answer.get("probability"), float) else ""
-    return {"prompt": asked(task, row), "text": f" → {said}{sure}", "settings": {}}
+    picture = {"image": task.thumbnail(row)} if hasattr(task, "thumbnail") else {}
+    return {"prompt": asked(task, row), "text": f" → {said}{sure}", "settings": {}} | picture
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:

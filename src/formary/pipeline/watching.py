@@ -64,6 +64,13 @@ class Status:
         measured = [record for record in self.validation if _is_number(record.get("validation_loss"))]
         return min(measured, key=lambda record: float(record["validation_loss"]), default=None)
 
+    @property
+    def unit(self) -> str:
+        """What its speed is counted in: tokens, images, ..."""
+        from formary.recipe.schema import unit_of
+
+        return unit_of(self.task)
+
     def last(self, name: str) -> float | None:
         """The last finite value of that name."""
         records = (record for record in reversed(sorted((*self.training, *self.validation), key=_step)))
@@ -139,6 +146,11 @@ def runs_in(folder: Path) -> list[Path]:
         return [folder]
     found = [path for path in folder.iterdir() if path.is_dir() and _is_run(path)] if folder.is_dir() else []
     return sorted(found, key=_changed, reverse=True)
+
+
+def task_of(folder: Path) -> str:
+    """The task of a run, "" where its recipe does not say it."""
+    return str(_recipe(folder).get("task", ""))
 
 
 def _is_run(folder: Path) -> bool:

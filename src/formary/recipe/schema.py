@@ -13,6 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field
 PRETRAINING = ("causal_lm", "masked_lm", "denoise")
 """The tasks that learn from running text."""
 
+UNITS = {
+    "classify_image": "images",
+    "caption": "images",
+    "next_item": "items",
+    "forecast": "points",
+    "classify_row": "cells",
+}
+"""What is counted of the batches of tasks that do not read tokens."""
+
+
+def unit_of(task: str) -> str:
+    """What a task's speed is counted in: tokens, images, ..."""
+    return UNITS.get(task, "tokens")
+
 
 class Section(BaseModel):
     """A recipe section: unknown keys are errors, values do not change after loading."""

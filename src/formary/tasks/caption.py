@@ -22,7 +22,7 @@ from formary.model.topologies import EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
 from formary.tasks.models import picture_config
-from formary.tasks.pictures import PictureReader, named, thumbnail, unreadable
+from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
 from formary.tasks.protocol import Batch, Example, Prompt, Row, Source
 from formary.tasks.reading import padded, place_of, text_of
 from formary.tasks.translate import Translate
@@ -37,12 +37,12 @@ class Caption(Translate):
     name = "caption"
     embedder: ClassVar[str] = "patches"
     topologies: ClassVar[tuple[Topology, ...]] = ("encoder_decoder",)
-    unit: ClassVar[str] = "images"
     form: ClassVar[RowForm] = RowForm(
         columns=("image", "caption"), text=named, files=("image",), unreadable=unreadable, alike=False
     )
     asks: ClassVar[tuple[str, ...]] = ("image",)
     pictures: PictureReader
+    origin: Origin
 
     @classmethod
     def vocabulary(cls, recipe: Recipe, rows: Sequence[Row]) -> Tokenizer:
@@ -54,13 +54,18 @@ class Caption(Translate):
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
         task = super().learn(recipe, tokenizer, rows, start=start)
         task.pictures = PictureReader.learned(recipe, tokenizer, "encoder_decoder", rows, start)
+        task.origin = Origin.of_recipe(recipe)
         return task
 
     @classmethod
     def of_model(cls, config: ModelConfig, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Self:
         task = super().of_model(config, tokenizer, settings)
         task.pictures = PictureReader.of_config(config)
+        task.origin = Origin.of_settings(settings)
         return task
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | self.origin.settings()
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
@@ -112,6 +117,10 @@ class Caption(Translate):
         if caption is not None and not isinstance(caption, str):
             raise DataError(f"field 'caption' holds {type(caption).__name__} {caption!r:.40}, not a text")
         return {"source": NO_SOURCE, "target": caption}
+
+    def worded(self, row: Row) -> str:
+        """What stands for a row in a line of text."""
+        return worded(row)
 
     def thumbnail(self, row: Row) -> str:
         """The picture of a row, small, as a data URI."""

@@ -23,7 +23,7 @@ from formary.model.config import ModelConfig, Topology
 from formary.recipe.schema import Recipe
 from formary.tasks.classify import Classify, label_of
 from formary.tasks.models import picture_config, with_label_head
-from formary.tasks.pictures import PictureReader, named, thumbnail, unreadable
+from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
 from formary.tasks.protocol import Batch, Example, Row
 
 _MOST_NUMBERS = 60_000_000  # that a baseline learns from: of more rows it sees smaller pictures
@@ -36,7 +36,6 @@ class ClassifyImage(Classify):
     name = "classify_image"
     embedder: ClassVar[str] = "patches"
     topologies: ClassVar[tuple[Topology, ...]] = ("encoder",)
-    unit: ClassVar[str] = "images"
     features_are: ClassVar[str] = "pixels"
     form: ClassVar[RowForm] = RowForm(
         columns=("image", "label"),
@@ -48,6 +47,7 @@ class ClassifyImage(Classify):
     )
     asks: ClassVar[tuple[str, ...]] = ("image",)
     pictures: PictureReader
+    origin: Origin
 
     @classmethod
     def vocabulary(cls, recipe: Recipe, rows: Sequence[Row]) -> Tokenizer:
@@ -58,16 +58,18 @@ class ClassifyImage(Classify):
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
         task = super().learn(recipe, tokenizer, rows, start=start)
         task.pictures = PictureReader.learned(recipe, tokenizer, "encoder", rows, start)
+        task.origin = Origin.of_recipe(recipe)
         return task
 
     @classmethod
     def of_model(cls, config: ModelConfig, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Self:
         task = super().of_model(config, tokenizer, settings)
         task.pictures = PictureReader.of_config(config)
+        task.origin = Origin.of_settings(settings)
         return task
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        return self.origin.settings()
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
@@ -117,6 +119,10 @@ class ClassifyImage(Classify):
         pictures = self.pictures.read(rows, "row")
         small = np.stack([fitted(picture, side).reshape(-1) for picture in pictures])
         return small.astype(np.float32) / np.float32(255)
+
+    def worded(self, row: Row) -> str:
+        """What stands for a row in a line of text."""
+        return worded(row)
 
     def thumbnail(self, row: Row) -> str:
         """The picture of a row, small, as a data URI."""

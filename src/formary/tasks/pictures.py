@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -101,11 +101,55 @@ class PictureReader:
         place = f"{place}: field '{self.column}'"
         return fitted(decoded(row[self.column], place, channels=self.channels), self.size)
 
+    def received(self, values: Sequence[Any], places: Sequence[str], *, most_pixels: int) -> list[str]:
+        """Pictures that others sent, checked and of the size that is read, as small data URIs; paths are refused.
+
+        Args:
+            values: data URIs.
+            places: what errors call each.
+            most_pixels: of all of them together, so that a few kilobytes cannot ask for gigabytes.
+
+        Raises:
+            DataError: one is no picture, is broken, or has too many pixels.
+        """
+        found = []
+        for value, place in zip(values, places, strict=True):
+            picture = decoded(value, place, channels=self.channels, paths=False, most_pixels=most_pixels)
+            most_pixels -= picture.shape[0] * picture.shape[1]
+            found.append(data_uri(fitted(picture, self.size)))
+        return found
+
     def pixels(self, pictures: Sequence[Pixels]) -> Tensor:
         """Pictures as a network reads them: (batch, channels, size, size), mean taken off and divided by std."""
         whole = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
         mean, std = (torch.tensor(of).view(1, -1, 1, 1) for of in (self.mean, self.std))
         return (whole / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the data that a model learned from called things, so that later data of the same make needs no telling.
+
+    Args:
+        columns: our name -> theirs.
+        names: what labels are called that are numbers.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Self:
+        return cls(dict(recipe.data.columns), tuple(recipe.data.names))
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> Self:
+        return cls(dict(settings.get("columns", {})), tuple(settings.get("names", ())))
+
+    def settings(self) -> dict[str, Any]:
+        """For the model's folder; nothing where nothing was said."""
+        said = {"columns": dict(self.columns), "names": list(self.names)}
+        return {name: value for name, value in said.items() if value}
 
 
 def spread(pictures: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -122,6 +166,15 @@ def spread(pictures: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, 
 def thumbnail(row: Row, column: str = "image") -> str:
     """The picture of a row, small, as a data URI."""
     return data_uri(decoded(row[column], "row"), longest=_THUMBNAIL)
+
+
+def worded(row: Row, column: str = "image") -> str:
+    """What stands for a picture where a line is written about it: its path, from the current folder if it lies in it."""
+    value = row.get(column)
+    if not isinstance(value, str) or is_data_uri(value):
+        return "a picture"
+    here = Path.cwd()
+    return str(Path(value).relative_to(here)) if Path(value).is_relative_to(here) else value
 
 
 def named(row: Mapping[str, Any]) -> str:

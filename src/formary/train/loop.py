@@ -79,6 +79,7 @@ def train(
     watch: Watch | None = None,
     private: PrivateTraining | None = None,
     seeing: Seeing = NOTHING_ELSE,
+    unit: str = "tokens",
 ) -> Progress:
     """Train `network` in place until the last step, early stop, or a signal; it ends with the best weights.
 
@@ -98,6 +99,7 @@ def train(
         watch: see `Watch`.
         private: makes the gradients in place of `gradient`; attached to the network, with its own `batches`.
         seeing: what else is seen of the run, beside metrics.jsonl.
+        unit: what `size_of` counts in a batch, for the line that shows the speed.
 
     Raises:
         Interrupted: a signal came; a checkpoint was saved first.
@@ -130,7 +132,7 @@ def train(
     saved_step = progress.step
 
     with (
-        ProgressLine(console, total) as line,
+        ProgressLine(console, total, unit) as line,
         signals.noticed() as came,
         Saver(checkpoints, keep=settings.keep, writes=processes.leads) as saver,
     ):

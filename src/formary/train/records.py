@@ -152,8 +152,8 @@ def _line(record: dict[str, Any]) -> str:
 class ProgressLine:
     """One line that lives on a terminal; elsewhere a plain line every ten seconds."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total = console, total
+    def __init__(self, console: Console, total: int, unit: str = "tokens") -> None:
+        self.console, self.total, self.unit = console, total, unit
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._last = 0.0
         self._epsilon: float | None = None
@@ -177,11 +177,11 @@ class ProgressLine:
         seconds_left: float,
         epsilon: float | None = None,
     ) -> None:
-        """Show where the run is; `rate` in tokens per second, `epsilon` what a private training has spent."""
+        """Show where the run is; `rate` in tokens (or what the task reads) per second, `epsilon` what a private training has spent."""
         self._epsilon = self._epsilon if epsilon is None else epsilon
         bits = f"  {bits_per_byte:.3f} bits/byte" if bits_per_byte is not None else ""
         spent = f"  epsilon {self._epsilon:.2f}" if self._epsilon is not None else ""
-        speed = f"{rate:,.0f} tokens/s  {duration(seconds_left)} left"
+        speed = f"{rate:,.0f} {self.unit}/s  {duration(seconds_left)} left"
         line = f"step {step}/{self.total}  loss {loss:.3f}{bits}{spent}  {speed}"
         if self._live:
             self._live.update(Text(line))
