@@ -10,10 +10,12 @@ from functools import cache
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 import torch
 
 from formary.data import tokenizer as tokenizers
+from formary.data.images import data_uri
 from formary.infer.loaded import Model
 from formary.model.topologies import build
 from formary.recipe import schema
@@ -70,6 +72,50 @@ def answerer(task: str) -> Model:
     made = kind.learn(recipe, tokenizers.train([TEXT + str(ROWS)], setting, task=special), ROWS[task], start=None)
     network = build(made.model_config(), seed=0).eval()
     return Model(network, made.tokenizer, formary={"task": task, "settings": made.settings()})
+
+
+def picture(number: int = 0, side: int = 12) -> str:
+    """A small picture as a data URI."""
+    pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return data_uri(pixels)
+
+
+@cache
+def seer(task: str) -> Model:
+    """A model of a task on pictures, not trained."""
+    encoder = task == "classify_image"
+    rows = [{"image": picture(n), "label": "ab"[n % 2], "caption": f"a {'cat' if n % 2 else 'dog'}"} for n in range(6)]
+    recipe = parse(f"""
+        name: t
+        task: {task}
+        data: {{sources: [x], tokenizer: {{kind: characters}}}}
+        model:
+          preset: {"vit-mini" if encoder else "caption-mini"}
+          size: 1x32
+          switches: {{image_size: 8, patch_size: 4}}
+        train: {{batch: 4, context: 32}}
+        """)
+    kind = labelled_task(task)
+    made = kind.learn(recipe, kind.vocabulary(recipe, rows), rows, start=None)
+    network = build(made.model_config(), seed=0).eval()
+    return Model(network, made.tokenizer, formary={"task": task, "settings": made.settings()})
+
+
+def recommender(folder: Any = None) -> Model:
+    """A model of task next_item, not trained; its folder may hold the texts of its items."""
+    films = [f"film-{number}" for number in range(30)]
+    rows = [{"history": films[start : start + 6]} for start in range(0, 30, 3)]
+    recipe = parse("""
+        name: t
+        task: next_item
+        data: {sources: [x]}
+        model: {preset: sasrec-mini, size: 1x32}
+        train: {batch: 4, context: 16}
+        """)
+    kind = labelled_task("next_item")
+    made = kind.learn(recipe, kind.vocabulary(recipe, rows), rows, start=None)
+    network = build(made.model_config(), seed=0).eval()
+    return Model(network, made.tokenizer, folder=folder, formary={"task": "next_item", "settings": made.settings()})
 
 
 class Running:
@@ -138,7 +184,12 @@ def until(condition: Callable[[], Any], what: str = "") -> None:
 @pytest.fixture
 def models() -> dict[str, Callable[..., Model]]:
     """Makers of models by kind."""
-    return {"writer": writer, "answerer": answerer}
+    return {"writer": writer, "answerer": answerer, "seer": seer, "recommender": recommender}
+
+
+@pytest.fixture(name="picture")
+def _picture() -> Callable[..., str]:
+    return picture
 
 
 @pytest.fixture(name="until")

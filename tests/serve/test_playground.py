@@ -211,11 +211,38 @@ def test_an_encoder_decoder_without_a_task_is_not_said_to_translate(models: dict
     assert tabs(Model(translator.network, translator.tokenizer)) == ["rewrite"]
 
 
+def test_models_of_pictures_and_items_have_tabs_of_their_own(models: dict[str, Callable[..., Model]]) -> None:
+    assert tabs(models["seer"]("classify_image")) == ["picture"] == tabs(models["seer"]("caption"))
+    assert tabs(models["recommender"]()) == ["recommend"]
+
+
+def test_items_are_found_by_name_and_text(start: Any, models: Any, tmp_path: Path) -> None:
+    rows = [{"item": f"film-{n}", "text": f"The {n}th <b>Night</b>" if n % 2 else f"Ein Morgen {n}"} for n in range(30)]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = {"films": models["recommender"](tmp_path), "bare": models["recommender"](), "writer": models["writer"]()}
+    with start(made) as server:
+
+        def asked(**query: Any) -> Any:
+            return server.client.get("/playground/items", params=query)
+
+        found = asked(model="films", find="NIGHT 7th").json()["items"]
+        assert [one["item"] for one in found] == ["film-7", "film-17", "film-27"]
+        assert found[0]["text"] == "The 7th <b>Night</b>"
+        assert asked(model="films", find="film-1").json()["items"][0]["item"] == "film-1"
+        assert len(asked(model="films").json()["items"]) == 20
+        told = asked(model="films", item=["film-2", "gone", "film-3"]).json()["items"]
+        assert [one["text"] for one in told] == ["Ein Morgen 2", "The 3th <b>Night</b>"]
+        assert asked(model="bare", find="film-2").json()["items"][0] == {"item": "film-2", "text": ""}
+        for wrong in ("writer", "gone"):
+            assert asked(model=wrong).status_code == 404
+        assert server.client.get("/playground/items").status_code == 400
+
+
 def test_the_page_needs_no_key_and_what_it_tells_does(start: Any, writer: Model, tmp_path: Path) -> None:
     with start({"writer": writer}, api_keys=("secret",), runs=tmp_path) as server:
         for path in ("/", "/static/app.js", "/static/page.css"):
             assert server.client.get(path).status_code == 200
-        for path in ("/playground/models", "/playground/runs", "/playground/runs/x"):
+        for path in ("/playground/models", "/playground/runs", "/playground/runs/x", "/playground/items?model=writer"):
             assert server.client.get(path).status_code == 401
         assert server.post("/playground/stages", {"model": "writer", "prompt": [1]}).status_code == 401
         key = {"Authorization": "Bearer secret"}
@@ -293,6 +320,9 @@ def test_a_run_that_goes_on_is_told_anew_and_one_that_rests_is_not(start: Any, w
             "tokens_per_second": [10.0, None],
         }
         assert told["validation"] == {"step": [2], "validation_loss": [2.6]}
+        assert told["unit"] == "tokens"
+        (run / "recipe.yaml").write_text("name: run\ntask: classify_image\n")
+        assert server.client.get("/playground/runs/run").json()["unit"] == "images"
 
 
 def test_without_a_runs_folder_none_are_shown(served: Any) -> None:

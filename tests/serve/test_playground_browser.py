@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import tempfile
@@ -265,18 +266,91 @@ def test_the_key_is_asked_for_and_kept_in_this_tab(
         assert "secret" not in page.evaluate("Object.values(localStorage)")
 
 
+def test_a_picture_is_chosen_dropped_or_pasted_and_answered(
+    start: Any, models: dict[str, Any], picture: Callable[..., str], visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    content = base64.b64decode(picture(4).partition(",")[2])
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "b.png").write_text("no picture")
+    with start({"labels": models["seer"]("classify_image"), "words": models["seer"]("caption")}) as server:
+        page = visit(server.url)
+        page.wait_for_selector(".drop")
+        page.click("button.main")
+        assert page.locator(".output").inner_text() == "Choose a picture first."
+        page.set_input_files("#file-picture", tmp_path / "a.png")
+        page.wait_for_selector(".ranking li")
+        (expected,) = server.service.models["labels"].predict([picture(4)])
+        assert page.locator(".ranking .own .label").inner_text() == expected["label"]
+        assert page.locator("canvas.picture").is_visible()
+        page.set_input_files("#file-picture", tmp_path / "b.png")
+        page.wait_for_selector(".wrong:has-text('not a picture')")
+        for name, target in (("drop", ".drop"), ("paste", "body")):
+            page.evaluate("document.querySelector('.output').replaceChildren()")
+            page.evaluate(
+                """([name, target, content]) => {
+                  const held = new DataTransfer();
+                  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+                  held.items.add(new File([bytes], "a.png", { type: "image/png" }));
+                  const options = { bubbles: true, cancelable: true, dataTransfer: held, clipboardData: held };
+                  const kind = name === "drop" ? DragEvent : ClipboardEvent;
+                  document.querySelector(target).dispatchEvent(new kind(name, options));
+                }""",
+                [name, target, base64.b64encode(content).decode()],
+            )
+            page.wait_for_selector(".ranking li")
+        page.select_option("#model", "words")
+        page.wait_for_selector(".drop:not(:has(canvas:visible))")
+        page.set_input_files("#file-picture", tmp_path / "a.png")
+        page.wait_for_selector(".output:not(.writing) .written")
+        (expected,) = server.service.models["words"].predict([picture(4)])
+        said = page.locator(".output .written").inner_text()
+        assert said.split() == (expected["text"] or "The model wrote nothing.").split()
+
+
+def test_items_are_found_taken_and_followed_by_others(
+    start: Any, models: dict[str, Any], visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [{"item": f"film-{n}", "text": f"Film {n} {MARKUP}"} for n in range(30)]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with start({"films": models["recommender"](tmp_path)}) as server:
+        page = visit(server.url, width=390, height=844)
+        page.wait_for_selector(".found button")
+        page.fill("#field-item", "film 17")
+        page.wait_for_selector(".found li:only-child:has-text('Film 17')")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".history .item:has-text('Film 17')")
+        page.wait_for_selector(".found li:nth-child(5)")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".history .item:nth-child(2)")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector(".recommended .item:nth-child(10)")
+        history = page.locator(".history small").all_inner_texts()
+        (expected,) = server.service.models["films"].predict([{"history": history}])
+        assert page.locator(".recommended small").all_inner_texts() == [one["item"] for one in expected["items"]]
+        assert MARKUP in page.locator(".recommended .what").first.inner_text()
+        page.locator(".recommended button").first.click()
+        assert page.locator(".history .item").count() == 3
+        page.locator(".history button").first.click()
+        assert page.locator(".history .item").count() == 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("window.hit") is None
+
+
 def test_curves_grow_while_a_run_goes_on(
     start: Any, models: dict[str, Any], visit: Callable[..., Any], tmp_path: Path
 ) -> None:
     metrics = tmp_path / "<b>run<b>" / "metrics.jsonl"
     metrics.parent.mkdir()
+    (metrics.parent / "recipe.yaml").write_text("name: run\ntask: caption\n")
     line = '{{"step": {0}, "loss": {1}, "lr": 0.1, "tokens_per_second": 5, "tokens": 8, "seconds": 1}}\n'
     metrics.write_text(line.format(1, 3.5) + line.format(2, 3.25) + '{"step": 2, "validation_loss": 3.125}\n')
     with start({"writer": models["writer"]()}, runs=tmp_path) as server:
         page = visit(server.url)
         page.click("#tab-runs")
         page.wait_for_selector(".chart svg")
-        assert page.locator(".chart h3").all_inner_texts() == ["Loss", "Learning rate", "Tokens per second"]
+        assert page.locator(".chart h3").all_inner_texts() == ["Loss", "Learning rate", "Speed, images per second"]
         assert "validation 3.13" in page.locator(".reading").first.inner_text()
         assert page.locator(".runname").inner_text() == "<b>run<b>"
         page.locator(".chart svg").first.focus()
@@ -284,6 +358,6 @@ def test_curves_grow_while_a_run_goes_on(
         assert "training (smoothed) 3.5" in page.locator(".reading").first.inner_text()
         with metrics.open("a") as file:
             file.write(line.format(3, 2.75))
-        page.wait_for_selector(".charts p:has-text('step 3')")
+        page.wait_for_selector(".charts p:has-text('step 3 · 8 images')")
         assert page.evaluate("document.activeElement.tagName") == "svg"  # where it was
         assert "training (smoothed) 3.5" in page.locator(".reading").first.inner_text()

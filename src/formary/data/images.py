@@ -36,7 +36,7 @@ _ORIENTATION = 0x0112  # of EXIF: how the camera was held, 1 to 8
 _WHITE = 255
 
 
-def decoded(value: Any, where: str, *, channels: int = 3, paths: bool = True) -> Pixels:
+def decoded(value: Any, where: str, *, channels: int = 3, paths: bool = True, most_pixels: int = MOST_PIXELS) -> Pixels:
     """The pixels of a picture, (height, width, channels).
 
     Grey, palette, CMYK and 16-bit pictures are converted; what is transparent shows white; a camera's orientation is
@@ -47,22 +47,24 @@ def decoded(value: Any, where: str, *, channels: int = 3, paths: bool = True) ->
         where: what errors call it, such as "row 3: field 'image'".
         channels: 3 for colours, 1 for grey.
         paths: whether a path is followed; not where the value was sent by others.
+        most_pixels: a picture of more is refused before it is unpacked.
 
     Raises:
-        DataError: there is no such file, it is damaged or of another format, or it has more than 64 million pixels.
+        DataError: there is no such file, it is damaged or of another format, or it has too many pixels.
         MissingExtra: Pillow is not installed.
     """
     if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: a picture is the path of a PNG or JPEG file or a data URI, not {_kind(value)}")
+        named = "the path of a PNG or JPEG file or a data URI" if paths else "a data URI (data:image/png;base64,...)"
+        raise DataError(f"{where}: a picture is {named}, not {_kind(value)}")
     inside = _DATA_URI.match(value)
     if inside:
-        return _decoded(_content(value, inside.end(), where), where, channels)
+        return _decoded(_content(value, inside.end(), where), where, channels, most_pixels)
     if not paths or value.startswith("data:"):
         raise DataError(
             f"{where}: send the picture itself, as data:image/png;base64,... or data:image/jpeg;base64,... "
             f"(this begins with {value[:30]!r})"
         )
-    return _decoded(Path(value), f"{where}: {value}", channels)
+    return _decoded(Path(value), f"{where}: {value}", channels, most_pixels)
 
 
 def fitted(image: Pixels, size: int) -> Pixels:
@@ -104,13 +106,13 @@ def _content(value: str, start: int, where: str) -> io.BytesIO:
         raise DataError(f"{where}: the data URI does not hold base64 ({error})") from error
 
 
-def _decoded(source: Path | io.BytesIO, name: str, channels: int) -> Pixels:
+def _decoded(source: Path | io.BytesIO, name: str, channels: int, most_pixels: int) -> Pixels:
     pillow = _pillow()
     try:
         with pillow.open(source, formats=_FORMATS) as picture:
             width, height = picture.size
-            if width * height > MOST_PIXELS:
-                raise DataError(_too_large(name, f"{width:,} x {height:,} pixels"))
+            if width * height > most_pixels:
+                raise DataError(_too_large(name, f"{width:,} x {height:,} pixels", most_pixels))
             picture.load()
             return _pixels(_upright(picture), channels)
     except DataError:
@@ -118,7 +120,7 @@ def _decoded(source: Path | io.BytesIO, name: str, channels: int) -> Pixels:
     except FileNotFoundError as error:
         raise DataError(f"{name}: there is no such file") from error
     except pillow.DecompressionBombError as error:
-        raise DataError(_too_large(name, "far too many pixels")) from error
+        raise DataError(_too_large(name, "its pixels", most_pixels)) from error
     except pillow.UnidentifiedImageError as error:
         raise DataError(f"{name}: not a PNG or JPEG picture, or damaged where it begins") from error
     except Exception as error:  # Pillow's readers raise nearly anything on bytes that are not what they should be
@@ -126,8 +128,9 @@ def _decoded(source: Path | io.BytesIO, name: str, channels: int) -> Pixels:
         raise DataError(f"{name}: the picture cannot be read ({reason}); it may be cut off or damaged") from error
 
 
-def _too_large(name: str, size: str) -> str:
-    return f"{name}: {size} are more than the {MOST_PIXELS // 10**6} million that are read; make the picture smaller"
+def _too_large(name: str, size: str, most: int) -> str:
+    allowed = f"{most // 10**6} million" if most >= 10**6 else f"{most:,}"
+    return f"{name}: {size} are more than the {allowed} that are read; make the picture smaller"
 
 
 def _upright(picture: Any) -> Any:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ITEMS, _VECTORS = "items.jsonl", "vectors.safetensors"
+ITEMS = "items.jsonl"
+"""A row for each item with its text, also in the folder of a model that recommends."""
+
+_VECTORS = "vectors.safetensors"
 
 
 def write_catalogue(context: Context) -> None:
@@ -65,7 +68,7 @@ def write_catalogue(context: Context) -> None:
     vectors = np.array([answer["vector"] for answer in answers], dtype=np.float32)
     lines = (json.dumps({"item": item, "text": text}, ensure_ascii=False) for item, text in texts.items())
     with durable.new_folder(context.catalogue) as folder:
-        durable.write_text(folder / _ITEMS, "".join(line + "\n" for line in lines))
+        durable.write_text(folder / ITEMS, "".join(line + "\n" for line in lines))
         save_file({"vectors": vectors}, folder / _VECTORS, metadata={"model": asked.vectors})
     context.console.print(f"  {len(texts):,} items, each a vector of {vectors.shape[1]} numbers by {asked.vectors}")
 
@@ -74,7 +77,7 @@ def catalogue_rows(context: Context) -> list[dict[str, Any]]:
     """{"item", "text"} of every item that is described; [] where the recipe describes none."""
     if context.recipe.data.items is None:
         return []
-    return [json.loads(line) for line in (context.catalogue / _ITEMS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (context.catalogue / ITEMS).read_text(encoding="utf-8").splitlines()]
 
 
 def catalogue_vectors(context: Context) -> NDArray[np.float32]:

@@ -97,6 +97,7 @@ def save_model(
 
     from formary.hub import checkpoint
     from formary.model.topologies import parameter_count
+    from formary.pipeline.catalogue import ITEMS
 
     recipe = context.recipe
     facts: dict[str, Any] = {"task": recipe.task, "recipe": context.keys["train"], "name": recipe.name}
@@ -117,6 +118,8 @@ def save_model(
         checkpoint.save(folder, network.to("cpu"), generation=generation, formary=facts)
         if tokenizer.vocab_size:
             tokenizer.save(folder)
+        if recipe.data.items is not None:  # what stands for the items that a model recommends
+            durable.write_text(folder / ITEMS, (context.catalogue / ITEMS).read_text(encoding="utf-8"))
 
 
 def generation_defaults(recipe: Recipe) -> dict[str, Any]:

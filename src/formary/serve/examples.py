@@ -71,4 +71,6 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "forecast": [],  # a series has the step and the columns of its model
     "row": [],
+    "picture": [],
+    "recommend": [],
 }

@@ -26,6 +26,9 @@ from formary.infer.sampling import History, SamplingSettings, Table, process
 from formary.infer.stepper import Stepper, writes
 from formary.model.heads import LanguageHead
 from formary.model.topologies import EncoderDecoder
+from formary.pipeline.watching import task_of
+from formary.recipe.schema import unit_of
+from formary.serve.catalogue import Catalogue
 from formary.serve.errors import ApiError
 from formary.serve.examples import EXAMPLES
 from formary.serve.http import body_of
@@ -71,6 +74,8 @@ _KEEPS_ALL = (("top_p", 1), ("min_p", 0), ("typical_p", 1))
 _STEERING = ("repetition_penalty", "count_penalties")
 _NEUTRAL = SamplingSettings(temperature=1.0)
 _KEPT_LOGITS = 8  # of the last tokens looked at, so that moving a slider reads no prompt again
+_ITEMS = 1000  # whose texts may be asked for at once
+_WORDS = 200  # letters of what is looked for
 _WAITING = 4  # looks that may wait for the processor; more are told to come back
 
 _MOST_POINTS = 1500
@@ -85,6 +90,7 @@ _TABS = {
     "texts": "translate",
     "forecasts": "forecast",
     "row_labels": "row",
+    "ranking": "recommend",
 }
 
 
@@ -130,20 +136,20 @@ class StagesRequest(BaseModel):
 
 
 def router(state: State) -> "APIRouter":
-    """The routes: /, /static/*, /playground/models, /playground/stages, /playground/runs, /playground/runs/{name}.
+    """The routes: /, /static/*, /playground/models, /playground/stages, /playground/items, /playground/runs and .../{name}.
 
     Raises:
         MissingExtra: fastapi is not installed.
     """
     # Annotations are evaluated here (no `from __future__`): FastAPI needs the classes that are imported lazily.
     try:
-        from fastapi import APIRouter, Request, Response
+        from fastapi import APIRouter, Query, Request, Response
         from fastapi.responses import JSONResponse
     except ImportError:
         raise MissingExtra("serve", "the playground") from None
 
     routes = APIRouter()
-    looks = _Looks(state.turns)
+    looks, catalogues = _Looks(state.turns), _Catalogues()
     assets = _assets()
 
     def asset(name: str) -> Response:
@@ -171,6 +177,13 @@ def router(state: State) -> "APIRouter":
     def models() -> dict[str, Any]:
         return {"models": [described(name, model) for name, model in state.models.items()]}
 
+    @routes.get("/playground/items", include_in_schema=False)
+    def items(model: str, find: str = "", item: Annotated[list[str] | None, Query(max_length=_ITEMS)] = None) -> Any:
+        if model not in state.models or "recommend" not in tabs(state.models[model]):
+            raise ApiError(404, f"there is no model '{model[:80]}' that recommends", param="model")
+        catalogue = catalogues.of(state.models[model])
+        return {"items": catalogue.find(find[:_WORDS]) if item is None else catalogue.told(item)}
+
     @routes.post("/playground/stages", include_in_schema=False)
     async def token_stages(request: Request) -> dict[str, Any]:
         asked = parse(StagesRequest, await body_of(request))
@@ -189,7 +202,8 @@ def router(state: State) -> "APIRouter":
 
     @routes.get("/playground/runs/{name}", include_in_schema=False)
     def run(name: str, request: Request) -> Response:
-        path = run_folder(name) / "metrics.jsonl"
+        folder = run_folder(name)
+        path = folder / "metrics.jsonl"
         status = path.stat()
         tag = f'W/"{status.st_mtime_ns:x}-{status.st_size:x}"'
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
@@ -197,7 +211,8 @@ def router(state: State) -> "APIRouter":
             return Response(status_code=304, headers=headers)
         if status.st_size > _MOST_BYTES:
             raise ApiError(413, f"metrics.jsonl of this run is larger than {_MOST_BYTES // 2**20} MB")
-        return JSONResponse({"name": name, **curves(read_records(path))}, headers=headers)
+        unit = unit_of(task_of(folder))
+        return JSONResponse({"name": name, "unit": unit, **curves(read_records(path))}, headers=headers)
 
     return routes
 
@@ -233,6 +248,10 @@ def tabs(model: Model) -> list[str]:
         tab = _TABS.get(model.task.answers)
     except FormaryError:
         tab = None
+    if tab is not None and model.config.embedder == "patches":
+        return ["picture"]
+    if tab == "recommend":  # its tokens are things, no words
+        return [tab]
     if isinstance(model.network, EncoderDecoder):
         return ["translate" if tab == "translate" else "rewrite"]
     if tab is not None and not (tab == "translate" and model.chat_template):
@@ -242,6 +261,20 @@ def tabs(model: Model) -> list[str]:
     elif tab is None and isinstance(model.network.head, LanguageHead):
         found.append("fill")
     return found
+
+
+class _Catalogues:
+    """The items of each model that recommends, read when they are first asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[int, Catalogue] = {}
+
+    def of(self, model: Model) -> Catalogue:
+        with self._lock:
+            if id(model) not in self._kept:
+                self._kept[id(model)] = Catalogue(model)
+            return self._kept[id(model)]
 
 
 class _Looks:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from formary.errors import FormaryError
+from formary.errors import DataError, FormaryError
 from formary.infer.answers import rows_of, writer_of, writing, written_answer
 from formary.infer.engine import Event, Request
 from formary.serve import limits
@@ -22,7 +22,7 @@ from formary.serve.requests import EmbeddingRequest, PredictRequest
 from formary.serve.responses import dumps, usage
 from formary.serve.service import Served
 from formary.serve.worker import MOST_ROWS, Job, Mailbox
-from formary.tasks.protocol import WritingTask
+from formary.tasks.protocol import LabelledTask, WritingTask
 
 _ROW = re.compile(r"\brow (\d+)")
 _BYTES_PER_TOKEN = 3
@@ -36,7 +36,8 @@ async def predicted(served: Served, body: PredictRequest, key: str) -> dict[str,
         ApiError: a row or an option is not as the task needs it.
     """
     served.must("predict")
-    _check_lengths(body.inputs, "inputs")
+    files = served.model.task.form.files if served.task is not None else ()
+    _check_lengths(body.inputs, "inputs", served.model.task.asks[:1] if files else (), files)
     options = {
         name: getattr(body, name) for names in _OPTIONS.values() for name in names if getattr(body, name) is not None
     }
@@ -49,10 +50,13 @@ async def predicted(served: Served, body: PredictRequest, key: str) -> dict[str,
         if wrong := next((n for n, row in enumerate(body.inputs) if not isinstance(row, str)), None) is not None:
             raise ApiError(400, f"inputs[{wrong}]: must be a text with [MASK]", param=f"inputs[{wrong}]")
         options["fill"] = True
+    rows: Sequence[Any] = body.inputs
+    if files:
+        rows = await asyncio.to_thread(_with_files, served.model.task, rows)
     if written and (body.beams or 1) == 1:
-        answers = await _written(served, body.inputs, body.max_tokens, key)
+        answers = await _written(served, rows, body.max_tokens, key)
     else:
-        answers = await _answers(served, body.inputs, options, key)
+        answers = await _answers(served, rows, options, key)
     return {"object": "list", "model": served.name, "task": served.task or "fill", "answers": answers}
 
 
@@ -78,9 +82,39 @@ async def embedded(served: Served, body: EmbeddingRequest, key: str) -> dict[str
     return {"object": "list", "data": data, "model": served.name, "usage": _usage(read)}
 
 
-def _check_lengths(rows: Sequence[Any], field: str) -> None:
+def _with_files(task: LabelledTask, inputs: Sequence[Any]) -> list[Any]:
+    """Rows whose files were sent in them, each decoded once and made small before it waits; no path is followed.
+
+    Raises:
+        ApiError: one is a path, is broken, or unpacks to far more than was sent; it is named.
+    """
+    rows, reader = rows_of(task, inputs), getattr(task, "pictures", None)
+    for column in task.form.files:
+        places = [f"inputs[{number}]: {column}" for number in range(len(rows))]
+        values = [row.get(column) for row in rows]
+        try:
+            if reader is None:
+                raise DataError(f"{places[0]}: files cannot be sent to task {task.name}")
+            sent = reader.received(values, places, most_pixels=limits.PIXELS)
+        except DataError as error:
+            named = str(error).partition(":")[0]
+            raise ApiError(400, str(error), param=named, code="invalid_value") from error
+        rows = [{**row, column: value} for row, value in zip(rows, sent)]
+    return list(rows)
+
+
+def _check_lengths(rows: Sequence[Any], field: str, first: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+    """Refuse what is too long; files in it are not counted, for them there are other bounds.
+
+    Args:
+        first: the column that a plain text stands for, where that may hold a file.
+        files: columns that hold files.
+    """
     for number, row in enumerate(rows):
-        length = len(row) if isinstance(row, str) else len(dumps(row))
+        if isinstance(row, str):
+            length = 0 if set(first) & set(files) else len(row)
+        else:
+            length = len(dumps({name: value for name, value in row.items() if name not in files}))
         if length > limits.ROW_CHARACTERS:
             message = f"{field}[{number}]: {length} characters are more than {limits.ROW_CHARACTERS}; cut it"
             raise ApiError(400, message, param=f"{field}[{number}]", code="invalid_value")

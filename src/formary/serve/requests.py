@@ -415,12 +415,16 @@ class EmbeddingRequest(Body):
 
 
 class PredictRequest(BaseModel):
-    """Rows for a model with a task: texts, or objects with the task's columns."""
+    """Rows for a model with a task: texts, pictures, or objects with the task's columns."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     unfollowed: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
-    inputs: Annotated[list[str | dict[str, Any]], Field(min_length=1, max_length=limits.PROMPTS)]
+    inputs: Annotated[list[str | dict[str, Any]], Field(min_length=1, max_length=limits.PROMPTS)] = Field(
+        description="Texts, or objects with the task's columns. A picture is sent as its content, "
+        "data:image/png;base64,... or data:image/jpeg;base64,...; paths are refused.",
+        examples=[["a text"], [{"question": "Who?", "context": "..."}], ["data:image/png;base64,iVBORw0KGgo..."]],
+    )
     beams: Annotated[int, Field(ge=1, le=16)] | None = Field(None, description="For tasks that write.")
     max_tokens: Annotated[int, Field(ge=1, le=limits.MAX_TOKENS)] | None = Field(
         None, description="For tasks that write."

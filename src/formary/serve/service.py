@@ -72,7 +72,8 @@ class Served:
         """Which routes it can answer."""
         found: list[Ability] = []
         ranks = self.task is not None and self.model.task.answers == "ranking"  # its tokens are things, no words
-        if writes(self.model.network) and not ranks:
+        reads = self.model.config.embedder == "tokens"  # and no pictures
+        if writes(self.model.network) and reads and not ranks:
             found.append("completions")
             if self.model.chat_template is not None:
                 found.append("chat")

@@ -2,7 +2,9 @@
 
 import { get, sentence } from "./api.js";
 import { byId, make } from "./elements.js";
+import { recommendPanel } from "./items.js";
 import { apply, language, number, onLanguage, setLanguage, t } from "./language.js";
+import { picturePanel } from "./pictures.js";
 import { runsPanel } from "./runs.js";
 import { forecastPanel, rowPanel } from "./tables.js";
 import { choosePanel, classifyPanel, embedPanel, fillPanel, spanPanel, tagPanel } from "./tasks.js";
@@ -12,7 +14,7 @@ import { chatPanel, completePanel, rewritePanel, translatePanel } from "./write.
 const PANELS = {
   chat: chatPanel, complete: completePanel, translate: translatePanel,
   rewrite: rewritePanel, classify: classifyPanel, tag: tagPanel,
-  span: spanPanel, embed: embedPanel, choose: choosePanel, forecast: forecastPanel, row: rowPanel, fill: fillPanel, runs: runsPanel,
+  span: spanPanel, embed: embedPanel, choose: choosePanel, forecast: forecastPanel, row: rowPanel, picture: picturePanel, recommend: recommendPanel, fill: fillPanel, runs: runsPanel,
 };
 const LOADING = 1500; // milliseconds until the server is asked again
 

@@ -84,15 +84,19 @@ function pictures(runs, room) {
   ]);
   const facts = runs.map((run) => make("p", { class: "faint", text: [
     several ? run.name : null, run.step ? t("at_step", { step: number(run.step) }) : null,
-    run.tokens ? t("count_tokens", { count: number(run.tokens) }) : null, run.seconds ? duration(run.seconds) : null,
+    run.tokens ? t("count_of", { count: number(run.tokens), unit: t(`unit_${run.unit}`) }) : null, run.seconds ? duration(run.seconds) : null,
   ].filter(Boolean).join(" · ") }));
   const samples = runs.flatMap((run) => run.samples.slice(-2)).map((sample) => make("blockquote", {}, make("p", { class: "faint", text: t("at_step", { step: number(sample.step) }) }), make("p", { class: "written", text: sample.text })));
   return [
     ...facts,
     chart(t("loss"), losses, inside(room), 280),
-    make("div", { class: "pair" }, ...[chart(t("lr"), lines("lr"), inside(half), 180), chart(t("tokens_per_second"), lines("tokens_per_second"), inside(half), 180)].filter(Boolean)),
+    make("div", { class: "pair" }, ...[chart(t("lr"), lines("lr"), inside(half), 180), chart(t("speed", { unit: units(runs) }), lines("tokens_per_second"), inside(half), 180)].filter(Boolean)),
     samples.length ? make("section", { class: "card samples" }, make("h3", { text: t("samples") }), ...samples) : null,
   ].filter(Boolean);
+}
+
+function units(runs) {
+  return [...new Set(runs.map((run) => t(`unit_${run.unit}`)))].join(", ");
 }
 
 function duration(seconds) {

@@ -3,7 +3,7 @@
 import { chart } from "./chart.js";
 import { make } from "./elements.js";
 import { number, t } from "./language.js";
-import { asking, ranking } from "./tasks.js";
+import { asking, classes } from "./tasks.js";
 import { labelled, predicted, promptField } from "./write.js";
 
 const SHOWN = 4; // horizons of history that are drawn before a forecast
@@ -28,10 +28,7 @@ export function rowPanel(model) {
   return asking(model, "row", [labelled("row", field)], () => {}, () => /:\s*\S/.test(field.value), async () => {
     const cells = field.value.split("\n").map((line) => /^([^:]+):(.*)$/.exec(line)).filter(Boolean);
     const [answer] = await predicted(model, [Object.fromEntries(cells.map(([, name, value]) => [name.trim(), value.trim()]))]);
-    if (answer.value !== undefined) return make("p", { class: "big", text: number(answer.value, 4) });
-    const several = new Set(answer.labels ?? [answer.label]);
-    const shares = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
-    return ranking(shares.slice(0, 20).map(([label, share]) => [label, share, several.has(label)]));
+    return classes(answer);
   });
 }
 

@@ -9,11 +9,16 @@ export function classifyPanel(model) {
   const field = promptField("text", "classify_ghost", 5);
   return asking(model, "classify", [labelled("text", field)], (one) => { field.value = one.text; }, () => field.value.trim() !== "", async () => {
     const [answer] = await predicted(model, [field.value]);
-    if (answer.value !== undefined) return make("p", { class: "big", text: number(answer.value, 4) });
-    const several = new Set(answer.labels ?? [answer.label]);
-    const shares = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
-    return ranking(shares.slice(0, 20).map(([label, share]) => [label, share, several.has(label)]));
+    return classes(answer);
   });
+}
+
+// Labels with how likely each is, or the number that was told.
+export function classes(answer) {
+  if (answer.value !== undefined) return make("p", { class: "big", text: number(answer.value, 4) });
+  const several = new Set(answer.labels ?? [answer.label]);
+  const shares = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
+  return ranking(shares.slice(0, 20).map(([label, share]) => [label, share, several.has(label)]));
 }
 
 export function tagPanel(model) {

@@ -1,0 +1,145 @@
+"""Pictures over HTTP: sent as data URIs and answered; paths are not followed, bombs and broken ones are refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from formary.serve import limits
+
+Picture = Callable[..., str]
+TASKS = ("classify_image", "caption")
+
+
+@pytest.fixture(scope="module")
+def seeing() -> Iterator[Any]:
+    """A server with one model of each task on pictures."""
+    from .conftest import running, seer
+
+    with running({task: seer(task) for task in TASKS}) as made:
+        yield made
+
+
+def uri(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few kilobytes that unpacks to side x side pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    squeezer = zlib.compressobj(9)
+    line = bytes(side // 8 + 2)
+    packed = b"".join(squeezer.compress(line) for _ in range(side)) + squeezer.flush()
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_pictures_are_answered_as_the_model_answers_them(seeing: Any, picture: Picture, task: str) -> None:
+    rows = [picture(1), {"image": picture(2, 30)}, {"image": picture(3, 8)}]
+    more = {"max_tokens": 6} if task == "caption" else {}
+    found = seeing.post(f"/v1/predict/{task}", {"inputs": rows, **more})
+    assert found.status_code == 200, found.text
+    alone = seeing.service.models[task].predict(rows, **more)
+    for answer, expected in zip(found.json()["answers"], alone, strict=True):
+        if task == "caption":
+            assert answer == expected
+        else:
+            assert answer["label"] == expected["label"]
+            assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
+
+
+def test_a_photograph_larger_than_a_text_may_be_is_taken(seeing: Any) -> None:
+    held = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(held, "JPEG", quality=90)
+    sent = uri(held.getvalue(), "jpeg")
+    assert limits.ROW_CHARACTERS < len(sent) < limits.BODY_BYTES
+    assert seeing.post("/v1/predict/classify_image", {"inputs": [sent]}).status_code == 200
+    refused = seeing.post("/v1/predict/classify_image", {"inputs": [{"image": sent, "note": "x" * 300_000}]})
+    assert refused.status_code == 400 and "characters are more than" in refused.text
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_paths_are_not_followed(seeing: Any, picture: Picture, task: str, tmp_path: Any) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(base64.b64decode(picture().partition(",")[2]))
+    for given in (str(path), {"image": str(path)}, f"file://{path}", {"image": {"path": str(path)}}):
+        refused = seeing.post(f"/v1/predict/{task}", {"inputs": [picture(), given]})
+        error = refused.json()["error"]
+        assert refused.status_code == 400 and error["param"] == "inputs[1]", error
+        assert "data:image/png;base64" in error["message"]
+        assert "no such file" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "data:image/png;base64,",
+        "data:image/png;base64,%%%",
+        "data:image/gif;base64,R0lGODlhAQABAAAAACw=",
+        "data:text/html;base64,PGI+",
+        uri(b"<b>no picture</b>"),
+        uri(b"\x89PNG\r\n\x1a\nbroken"),
+        uri(bomb(64)[:40]),
+        "",
+        None,
+        7,
+        {"bytes": "abc"},
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_is_a_400_that_names_it(seeing: Any, sent: Any) -> None:
+    refused = seeing.post("/v1/predict/classify_image", {"inputs": [{"image": sent}]})
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["param"] == "inputs[0]"
+
+
+def test_a_row_without_a_picture_is_a_400(seeing: Any) -> None:
+    refused = seeing.post("/v1/predict/classify_image", {"inputs": [{"text": "a"}]})
+    assert refused.status_code == 400 and "a picture is a data URI" in refused.json()["error"]["message"]
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(seeing: Any, picture: Picture) -> None:
+    packed = uri(bomb(20_000))
+    assert len(packed) < 200_000
+    refused = seeing.post("/v1/predict/classify_image", {"inputs": [packed]})
+    assert refused.status_code == 400 and "more than the 64 million" in refused.json()["error"]["message"]
+    assert seeing.post("/v1/predict/classify_image", {"inputs": [picture()]}).status_code == 200
+
+
+def test_many_bombs_that_are_each_allowed_are_refused_together(seeing: Any) -> None:
+    packed = uri(bomb(5_000))
+    refused = seeing.post("/v1/predict/classify_image", {"inputs": [packed] * 4})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "inputs[2]"
+
+
+def test_a_model_that_describes_pictures_writes_no_other_texts(seeing: Any) -> None:
+    told = {one["id"]: one for one in seeing.client.get("/v1/models").json()["data"]}
+    assert told["caption"]["abilities"] == ["predict"] and told["caption"]["asks"] == ["image"]
+    refused = seeing.post("/v1/completions", {"model": "caption", "prompt": "a"})
+    assert refused.status_code == 400 and "/v1/predict/caption" in refused.json()["error"]["message"]
+
+
+def test_captions_take_the_options_of_writing(seeing: Any, picture: Picture) -> None:
+    body = {"inputs": [picture(1), picture(2)], "beams": 2, "max_tokens": 5}
+    found = seeing.post("/v1/predict/caption", body)
+    assert found.status_code == 200
+    assert found.json()["answers"] == seeing.service.models["caption"].predict(body["inputs"], beams=2, max_tokens=5)
+
+
+def test_the_description_says_how_pictures_are_sent(seeing: Any) -> None:
+    told = json.dumps(seeing.client.get("/openapi.json").json()["paths"]["/v1/predict/{model}"])
+    assert "data:image/png;base64" in told and "paths are refused" in told
