@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -90,6 +91,16 @@ def test_data_outside_the_recipes_folder_are_not_copied(ready, tmp_path):
     (ready / "far.yaml").write_text("name: far\ndata: {sources: [../far.txt]}\n")
     result = formary("--copy", "far", tmp_path / "mine")
     assert result.exit_code == 2 and "lies outside" in result.stderr
+
+
+def test_of_several_places_a_copy_has_those_beside_the_recipe(ready, tmp_path):
+    (tmp_path / "far.txt").write_text("far\n")
+    np.savez(ready / "data/all.npz", x_train=np.zeros(3), x_test=np.zeros(3))
+    sources = f"{tmp_path / 'far.txt'} | data/gone.txt | data/all.npz/train"
+    (ready / "both.yaml").write_text(f"name: both\ndata: {{sources: ['{sources}']}}\n")
+    assert formary("--copy", "both", tmp_path / "mine").exit_code == 0
+    copied = sorted(path.name for path in (tmp_path / "mine").rglob("*.*"))
+    assert copied == ["README.md", "all.npz", "both.yaml"]
 
 
 def test_every_preset_is_listed_with_its_exact_parameters():

@@ -123,24 +123,35 @@ def _ready(name: str) -> Path:
 
 def _files_of(recipe_path: Path) -> Iterator[Path]:
     """The files a recipe names, and the README of each folder they lie in, which states where they come from."""
+    from formary.data.files import file_of
     from formary.data.source import expand
     from formary.recipe import read
 
     recipe = read(recipe_path)
     home = recipe_path.parent
     data = recipe.data
-    sources = [*data.sources, *data.validation, *data.test]
+    sources = [one for source in (*data.sources, *data.validation, *data.test) for one in _copied(source, home)]
     own = [source for source in sources if not source.startswith(bundled.PACKAGE)]
     named = expand(own, home) if own else []
     given = [path for path in (data.augment.synonyms, data.tokenizer.path, recipe.model.start) if path]
     named += [home / path for path in given if not path.startswith((bundled.PACKAGE, bundled.RECIPE))]
     files: dict[Path, None] = {}
     for path in named:
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [file_of(path)]
         files |= dict.fromkeys(file for file in inside if file.is_file())  # a hub id is no file
     readmes = {file.parent / "README.md" for file in files if file.parent != home}
     files |= dict.fromkeys(sorted(readme for readme in readmes if readme.is_file()))
     yield from files
+
+
+def _copied(source: str, home: Path) -> list[str]:
+    """What a copy takes along of a source: of several places to look in those in the recipe's own folder."""
+    from formary.data.files import ALTERNATIVES, file_of
+
+    places = [place.strip() for place in source.split(ALTERNATIVES)]
+    if len(places) == 1:
+        return places
+    return [place for place in places if not Path(place).is_absolute() and file_of(home / place).exists()]
 
 
 def _copy(file: Path, target: Path) -> None:

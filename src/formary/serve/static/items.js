@@ -1,8 +1,8 @@
 // The tab of models that recommend: a history of items, found by name or text, and what may come next with its score.
 
 import { get, sentence } from "./api.js";
-import { make, say } from "./elements.js";
-import { number, t } from "./language.js";
+import { bar, make, percent, say } from "./elements.js";
+import { t } from "./language.js";
 import { asking } from "./tasks.js";
 import { predicted } from "./write.js";
 
@@ -68,7 +68,7 @@ export function recommendPanel(model) {
     const [answer] = await predicted(model, [{ history: history.map((one) => one.item) }]);
     const texts = new Map((await items(model, { item: answer.items.map((one) => one.item) })).items.map((one) => [one.item, one]));
     const rows = answer.items.map((one) => make(
-      "li", { class: "item" }, named(texts.get(one.item) ?? one), make("span", { class: "share", hint: "score", text: number(one.score, 2) }),
+      "li", { class: "item" }, named(texts.get(one.item) ?? one), bar(one.score / (answer.items[0].score || 1)), make("span", { class: "share", hint: "score", text: percent(one.score) }),
       make("button", { type: "button", class: "quiet small", label: "item_take", text: "+", onclick: () => add(texts.get(one.item) ?? one) }),
     ));
     const unknown = answer.unknown?.length ? make("p", { class: "faint", text: t("item_unknown", { items: answer.unknown.join(", ") }) }) : null;
