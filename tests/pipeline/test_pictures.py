@@ -229,6 +229,13 @@ def test_labels_that_the_model_does_not_know_are_refused(model, command, tmp_pat
     assert result.exit_code == 2 and "files in folders have the label that their folder is called" in result.output
 
 
+@pytest.mark.parametrize("what", ["chat", "bench", "generate"])
+def test_what_is_for_texts_says_that_the_model_reads_none(captioned, labelled, command, what):
+    for folder in (captioned, labelled):
+        result = command(what, folder / "run/model", *(["hello"] if what == "generate" else []), input="hello\n")
+        assert result.exit_code == 2 and re.search("reads (no text|patches)|encoder", result.output), result.output
+
+
 def test_captions_are_written_for_files_and_measured_on_tables(captioned, command, tmp_path):
     model = captioned / "run/model"
     Image.fromarray(picture(0)).save(tmp_path / "0.png")

@@ -133,6 +133,11 @@ def test_a_model_that_describes_pictures_writes_no_other_texts(seeing: Any) -> N
     assert refused.status_code == 400 and "/v1/predict/caption" in refused.json()["error"]["message"]
 
 
+def test_a_model_without_words_has_no_tokens(seeing: Any) -> None:
+    refused = seeing.post("/tokenize", {"model": "classify_image", "prompt": "a"})
+    assert refused.status_code == 400 and "reads no text" in refused.json()["error"]["message"]
+
+
 def test_captions_take_the_options_of_writing(seeing: Any, picture: Picture) -> None:
     body = {"inputs": [picture(1), picture(2)], "beams": 2, "max_tokens": 5}
     found = seeing.post("/v1/predict/caption", body)

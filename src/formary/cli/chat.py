@@ -165,6 +165,10 @@ class Chat:
 
         from formary.infer.engine import Engine
 
+        if not model.reads_text:
+            raise RequestError(
+                f"{name}: reads {model.config.embedder} and no text, so nobody can talk with it; use predict"
+            )
         self.model, self.name, self.interactive = model, name, interactive
         context = model.config.context
         self.options = {"max_tokens": model.defaults.get("max_tokens", _MAX_TOKENS), **options}

@@ -61,7 +61,13 @@ class Workload:
             raise RequestError(f"batches = {list(self.batches)}: must be one or more whole numbers of at least 1")
 
     def fitting(self, model: Model) -> Workload:
-        """The same, shortened to what the model's context holds."""
+        """The same, shortened to what the model's context holds.
+
+        Raises:
+            RequestError: the model reads no texts.
+        """
+        if not model.reads_text:
+            raise RequestError(f"bench: measures models of texts, and this one reads {model.config.embedder}")
         context = model.config.context
         if model.config.encoder is not None:
             source = model.config.encoder.context

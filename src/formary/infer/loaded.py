@@ -90,6 +90,11 @@ class Model:
         """The network's config."""
         return self.network.config
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether what it reads is text, and not pictures, series or cells."""
+        return self.config.embedder == "tokens"
+
     @overload
     def generate(  # type: ignore[overload-overlap]
         self, prompt: str, *, n: Literal[1] = 1, echo: bool = False, **options: Unpack[Options]

@@ -160,6 +160,8 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 def _tokens(served: Served, body: TokenizeRequest) -> list[int]:
     if body.prompt is None:
         return list(chat_prompt(served, body))
+    if not served.model.tokenizer.vocab_size:
+        raise ApiError(400, f"the model '{served.name}' reads no text, so it has no tokens", param="model")
     return served.model.tokenizer.backend.encode(
         body.prompt, add_special_tokens=body.add_special_tokens is not False
     ).ids

@@ -72,8 +72,7 @@ class Served:
         """Which routes it can answer."""
         found: list[Ability] = []
         ranks = self.task is not None and self.model.task.answers == "ranking"  # its tokens are things, no words
-        reads = self.model.config.embedder == "tokens"  # and no pictures
-        if writes(self.model.network) and reads and not ranks:
+        if writes(self.model.network) and self.model.reads_text and not ranks:
             found.append("completions")
             if self.model.chat_template is not None:
                 found.append("chat")
