@@ -152,7 +152,7 @@ def test_a_few_talks_are_learned_saved_and_answered(learned, special, tmp_path):
 def test_answers_may_be_as_long_as_the_longest_learned_but_half_the_context():
     task = made(context=100)
     task.examples(ROWS, targets=True)
-    assert task.longest_answer == len("bb bb") + 1 and task.writing() == {"max_tokens": 6}
+    assert task.longest_answer == len("bb bb") + 1 and task.writing({}) == {"max_tokens": 6}
     task.examples([talk("say", "a" * 70)], targets=True)
     assert task.settings() == {"context": 100, "longest_answer": 50}
     assert Chat.of_model(task.model_config(), task.tokenizer, task.settings()).longest_answer == 50

@@ -16,6 +16,7 @@ from formary.evaluate import (
     forecast_baselines,
     forecasts,
     labels,
+    pictures,
     ranking,
     spans,
     table_baselines,
@@ -29,7 +30,7 @@ from formary.tasks.protocol import Answer, LabelledTask, Row
 
 Answers = Sequence[Answer]
 
-LOWER_IS_BETTER = (*LABELS_LOWER, *ranking.LOWER_IS_BETTER, *forecasts.LOWER_IS_BETTER)
+LOWER_IS_BETTER = (*LABELS_LOWER, *ranking.LOWER_IS_BETTER, *forecasts.LOWER_IS_BETTER, *pictures.LOWER_IS_BETTER)
 """The metrics of which less is better."""
 
 LEAK_FREE = "without near-duplicates"
@@ -153,6 +154,11 @@ def _label_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str
     aside = {"text", "text_pair", "label", *task.form.files}
     columns = sorted({name for row in rows[:1000] for name in row} - aside)
     found = labels.details(rows, answers, labels=task.labels, kind=task.kind, columns=columns)
+    return _with_thumbnails(task, rows, found)
+
+
+def _with_thumbnails(task: Any, rows: Sequence[Row], found: dict[str, Any]) -> dict[str, Any]:
+    """Details whose worst rows show their pictures, where there are any."""
     if hasattr(task, "thumbnail"):
         found["worst"] = [_seen(task, rows[entry["row"] - 1], entry, without="text") for entry in found["worst"]]
     return found
@@ -279,6 +285,20 @@ def _forecast_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row])
     )
 
 
+def _picture_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    return pictures.metrics(rows, answers, colours=len(task.palette), settings=settings, where=where)
+
+
+def _picture_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    return _with_thumbnails(task, rows, pictures.details(rows, answers))
+
+
+def _picture_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    return pictures.baselines(task.codes(training, "training row"), task.codes(rows), len(task.palette))
+
+
 def _suite(module: Measuring) -> Suite:
     """The suite of a module that measures rows as they are."""
     return Suite(
@@ -298,6 +318,7 @@ SUITES: dict[str, Suite] = {
     "texts": Suite(_text_metrics, _text_details, _text_baselines),
     "vectors": _suite(vectors),
     "ranking": Suite(_ranking_metrics, lambda task, rows, answers: ranking.details(rows, answers), ranking.baselines),
+    "pictures": Suite(_picture_metrics, _picture_details, _picture_baselines),
     "forecasts": Suite(_forecast_metrics, _forecast_details, _forecast_baselines),
 }
 

@@ -13,7 +13,16 @@ from typing import Any
 from formary.errors import RequestError
 from formary.infer.generation import Writer
 from formary.model.topologies import Network
-from formary.tasks.protocol import Answer, AnsweringTask, LabelledTask, Precision, Row, WritingTask
+from formary.tasks.protocol import (
+    Answer,
+    AnsweringTask,
+    LabelledTask,
+    LikelihoodTask,
+    Precision,
+    Progress,
+    Row,
+    WritingTask,
+)
 
 
 def answers(
@@ -34,11 +43,30 @@ def answers(
         raise RequestError(f"predict: task {task.name} neither predicts nor writes")
     prompts = [task.prompt(row, f"row {number}") for number, row in enumerate(rows, 1)]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))  # like lengths are read together
-    written = writer_of(task, network).write([prompts[number] for number in order], writing(task, options))
+    each = [writing(task, rows[number], options) for number in order]
+    written = writer_of(task, network).write([prompts[number] for number in order], each)
     found: list[Answer] = [{} for _ in rows]
     for number, generation in zip(order, written, strict=True):
-        found[number] = written_answer(task, generation.tokens)
+        found[number] = written_answer(task, rows[number], generation.tokens)
     return found
+
+
+def measurable(
+    task: LabelledTask,
+    network: Network,
+    rows: Sequence[Row],
+    *,
+    precision: Precision = nullcontext,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """What evaluation measures on rows with right answers: the answers to them, or how likely the right ones are.
+
+    Raises:
+        DataError: a row is not as the task needs it.
+    """
+    if isinstance(task, LikelihoodTask):
+        return task.likelihood(network, rows, precision=precision, progress=progress)
+    return answers(task, network, rows, precision=precision)
 
 
 def searching(
@@ -46,8 +74,8 @@ def searching(
 ) -> Generator[None, None, Answer]:
     """The answer to one row by beam search, one step at a time; it is the generator's return value."""
     prompt = task.prompt(row, "row 1")
-    (found,) = yield from writer_of(task, network).searching(prompt, 1, writing(task, options))
-    return written_answer(task, found.tokens)
+    (found,) = yield from writer_of(task, network).searching(prompt, 1, writing(task, row, options))
+    return written_answer(task, row, found.tokens)
 
 
 def rows_of(task: LabelledTask, inputs: Sequence[str | Mapping[str, Any]]) -> list[Row]:
@@ -60,12 +88,15 @@ def writer_of(task: WritingTask, network: Network) -> Writer:
     return Writer(network, task.tokenizer, {"eos_token_id": list(task.ends)})
 
 
-def writing(task: WritingTask, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options for writing answers: the task's, but for those that are given."""
-    return {**task.writing(), **{name: value for name, value in options.items() if value is not None}}
+def writing(task: WritingTask, row: Row, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for writing the answer to a row: the task's, but for those that are given."""
+    return {**task.writing(row), **{name: value for name, value in options.items() if value is not None}}
 
 
-def written_answer(task: WritingTask, tokens: Sequence[int]) -> Answer:
-    """The answer that written tokens are."""
+def written_answer(task: WritingTask, row: Row, tokens: Sequence[int]) -> Answer:
+    """The answer to a row that written tokens are."""
+    if hasattr(task, "written"):
+        answer: Answer = task.written(row, tokens)
+        return answer
     kept = [token for token in tokens if token not in task.ends]
     return {"text": task.tokenizer.decode(kept, skip_special_tokens=True)}

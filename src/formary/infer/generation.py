@@ -104,21 +104,30 @@ class Writer:
         return settings_from(self.generation_config)
 
     def write(
-        self, prompts: Sequence[Prompt], options: Mapping[str, Any], *, n: int = 1, scored: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        options: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        n: int = 1,
+        scored: bool = False,
     ) -> list[Generation]:
         """n answers to each prompt, in order.
 
         Args:
+            options: for all, or for each; beam search is for all or none.
             scored: the prompts' tokens are scored as well, where `logprobs` are asked for.
 
         Raises:
             RequestError: an option that cannot be followed.
         """
+        each = [options] * len(prompts) if isinstance(options, Mapping) else options
         requests = []
-        for prompt in prompts:
-            request, beams = self.request(prompt, n, options, scored=scored)
+        for prompt, its in zip(prompts, each, strict=True):
+            request, beams = self.request(prompt, n, its, scored=scored)
             if beams is not None:
-                return [found for prompt in prompts for found in run_out(self.searching(prompt, n, options))]
+                return [
+                    found for prompt, its in zip(prompts, each) for found in run_out(self.searching(prompt, n, its))
+                ]
             requests.append(request)
         events: dict[tuple[int | str, int], list[Event]] = {}
         for event in self._engine(requests).generate(requests):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from formary.infer.answers import answers
+from formary.infer.answers import answers, measurable
 from formary.infer.loaded import Model
 from formary.pipeline.progress import bar
-from formary.tasks.protocol import Answer, AnsweringTask, LabelledTask, Precision, Row, WritingTask
+from formary.tasks.protocol import Answer, AnsweringTask, LabelledTask, LikelihoodTask, Precision, Row, WritingTask
 
 _TOGETHER = 128  # rows between two moves of the bar where answers are written
 
@@ -39,6 +39,8 @@ def answered(
     """
     task = task or fresh_task(model)
     with bar(console, "answering") as progress:
+        if isinstance(task, LikelihoodTask):
+            return measurable(task, model.network, rows, precision=precision, progress=progress), task.notes()
         if isinstance(task, AnsweringTask):
             found = answers(task, model.network, rows, precision=precision, targets=targets, progress=progress)
             return found, task.notes()

@@ -124,9 +124,11 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
 def evaluate_rows(context: Context) -> dict[str, Any]:
     """Measure the finished model on the test rows beside the baselines; also without test rows like training rows."""
     from formary.evaluate.labelled import measured
+    from formary.infer.answers import answers
     from formary.infer.loaded import load
     from formary.pipeline.answering import fresh_task
     from formary.pipeline.telling import sample
+    from formary.tasks.protocol import LikelihoodTask
 
     model = load(context.model)
     task = fresh_task(model)
@@ -150,7 +152,11 @@ def evaluate_rows(context: Context) -> dict[str, Any]:
         context.console.print(f"  note: {note}")
     if folds:  # what the fold's rows get from the model that has not learned them
         durable.write_json(context.folder / "fold_predictions.json", by_split["validation"])
-    result["samples"] = [sample(task, row, answer) for row, answer in zip(rows[:_SHOWN], given)]
+    shown, said = rows[:_SHOWN], given[:_SHOWN]
+    if isinstance(task, LikelihoodTask):
+        shown = task.showing(shown)
+        said = answers(task, model.network, shown)
+    result["samples"] = [sample(task, row, answer) for row, answer in zip(shown, said)]
     return result
 
 
@@ -236,14 +242,14 @@ def _switched(config: ModelConfig, recipe: Recipe) -> ModelConfig:
 def _score(task: LabelledTask, rows: list[dict[str, Any]], settled: Runtime) -> Callable[[Network], tuple[str, float]]:
     """The task's first metric on the validation rows, turned so that higher is better."""
     from formary.evaluate.labelled import headline
-    from formary.infer.answers import answers
-    from formary.tasks.protocol import WritingTask
+    from formary.infer.answers import measurable
+    from formary.tasks.protocol import LikelihoodTask, WritingTask
 
-    if isinstance(task, WritingTask):
+    if isinstance(task, WritingTask) and not isinstance(task, LikelihoodTask):
         rows = rows[:_WRITTEN_ROWS]
 
     def score(network: Network) -> tuple[str, float]:
-        return headline(task, rows, answers(task, network, rows, precision=settled.autocast))
+        return headline(task, rows, measurable(task, network, rows, precision=settled.autocast))
 
     return score
 

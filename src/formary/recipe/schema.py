@@ -292,6 +292,10 @@ class Objective(Section):
     origins_every: int | None = Field(
         None, ge=1, description="forecast: steps between the forecasts of a backtest; null: the horizon"
     )
+    side: int = Field(28, ge=4, description="generate_image: pictures are read and written as squares of so many pixels")
+    colours: int = Field(
+        16, ge=2, le=512, description="generate_image: that pixels are rounded to, chosen from the training pictures"
+    )
     columns: list[str] | None = Field(
         None, description="classify_row: the columns to tell the label from; null: all that can tell anything"
     )

@@ -167,13 +167,14 @@ async def _written(served: Served, rows: Sequence[Any], most: int | None, key: s
                 assert isinstance(item, Event)
                 tokens[place].append(item.token)
                 left -= item.finish is not None
-    return [written_answer(task, written) for written in tokens]
+    return [written_answer(task, row, written) for row, written in zip(rows_of(task, rows), tokens)]
 
 
 def _requests(served: Served, task: WritingTask, rows: Sequence[Any], most: int | None) -> list[Request]:
-    writer, options = writer_of(task, served.model.network), writing(task, {"max_tokens": most})
-    prompts = [task.prompt(row, f"row {number}") for number, row in enumerate(rows_of(task, rows), 1)]
-    return [writer.request(prompt, 1, options)[0] for prompt in prompts]
+    writer, given = writer_of(task, served.model.network), rows_of(task, rows)
+    prompts = [task.prompt(row, f"row {number}") for number, row in enumerate(given, 1)]
+    options = [writing(task, row, {"max_tokens": most}) for row in given]
+    return [writer.request(prompt, 1, its)[0] for prompt, its in zip(prompts, options)]
 
 
 def _cost(rows: Sequence[Any]) -> int:

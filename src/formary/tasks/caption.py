@@ -108,7 +108,7 @@ class Caption(Translate):
         return cross_entropy(network.head, hidden, batch["targets"], smoothing=smoothing)
 
     def prompt(self, row: Row, where: str) -> Prompt:
-        (picture,) = self.pictures.read([row], where)
+        picture = self.pictures.one(row, where)
         return Source(self.pictures.pixels([picture])[0], self.pictures.positions)
 
     def pair(self, row: Row) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Chat:
         self.seen["shortened"] += shortened
         return tuple(tokens)
 
-    def writing(self) -> dict[str, Any]:
+    def writing(self, row: Row) -> dict[str, Any]:
         return {"max_tokens": self.longest_answer}
 
     def generation(self, defaults: dict[str, Any]) -> dict[str, Any]:

@@ -90,10 +90,11 @@ class PictureReader:
             for start in range(0, len(rows), _TOGETHER):
                 part = rows[start : start + _TOGETHER]
                 places = [f"{where} {number}" for number in range(start + 1, start + 1 + len(part))]
-                found += threads.map(self._one, part, places)
+                found += threads.map(self.one, part, places)
         return found
 
-    def _one(self, row: Row, place: str) -> Pixels:
+    def one(self, row: Row, place: str) -> Pixels:
+        """The picture of a row, (size, size, channels); in errors the row is called `place`."""
         if self.column not in row:
             raise DataError(
                 f"{place}: field '{self.column}' is missing; map another column with data.columns.{self.column}"

@@ -27,7 +27,7 @@ Batch = dict[str, Tensor]  # the first entry is what the network reads; every en
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
 Answers = Literal[
-    "labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice", "ranking", "forecasts", "row_labels"
+    "labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice", "ranking", "forecasts", "row_labels", "pictures"
 ]
 Precision = Callable[[], AbstractContextManager[object]]
 Progress = Callable[[int, int], object]  # is told how much is done, and of how much
@@ -232,7 +232,10 @@ class AnsweringTask(LabelledTask, Protocol):
 
 @runtime_checkable
 class WritingTask(LabelledTask, Protocol):
-    """A labelled task whose answers are written token by token, by the rooms above (`infer.answers`)."""
+    """A labelled task whose answers are written token by token, by the rooms above (`infer.answers`).
+
+    Where an answer is no text, `written(row, tokens)` makes it of what was written.
+    """
 
     ends: tuple[int, ...]  # tokens that end an answer
 
@@ -244,12 +247,36 @@ class WritingTask(LabelledTask, Protocol):
         """
         ...
 
-    def writing(self) -> dict[str, Any]:
-        """Options of `Model.generate` for answers, where the caller gives none."""
+    def writing(self, row: Row) -> dict[str, Any]:
+        """Options of `Model.generate` for the answer to a row, where the caller gives none."""
         ...
 
     def generation(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """generation_config.json of a model of this task, from that of the recipe's generate section."""
+        ...
+
+
+@runtime_checkable
+class LikelihoodTask(WritingTask, Protocol):
+    """A task whose answers cannot be right or wrong: a model is measured by how likely it finds the real ones."""
+
+    def likelihood(
+        self,
+        network: Network,
+        rows: Sequence[Row],
+        *,
+        precision: Precision = nullcontext,
+        progress: Progress | None = None,
+    ) -> list[Answer]:
+        """What the network needs to say each row's answer, for evaluation to sum up.
+
+        Raises:
+            DataError: a row is not as it must be; it is named by its number, from 1.
+        """
+        ...
+
+    def showing(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows whose written answers a report shows, where these are measured."""
         ...
 
 

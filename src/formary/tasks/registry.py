@@ -15,6 +15,7 @@ from formary.tasks.classify_row import ClassifyRow
 from formary.tasks.denoise import Denoise
 from formary.tasks.embed import Embed
 from formary.tasks.forecast import Forecast
+from formary.tasks.generate_image import GenerateImage
 from formary.tasks.masked_lm import MaskedLM
 from formary.tasks.multiple_choice import MultipleChoice
 from formary.tasks.next_item import NextItem
@@ -32,6 +33,7 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "embed": Embed,
     "translate": Translate,
     "caption": Caption,
+    "generate_image": GenerateImage,
     "chat": Chat,
     "preference": Preference,
     "multiple_choice": MultipleChoice,

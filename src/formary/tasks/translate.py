@@ -171,7 +171,7 @@ class Translate:
         tokens = tuple(source.tokens.tolist())
         return tokens if self.topology == "encoder_decoder" else (*tokens, self.end)
 
-    def writing(self) -> dict[str, Any]:
+    def writing(self, row: Row) -> dict[str, Any]:
         return {"max_tokens": self.longest_target}
 
     def generation(self, defaults: dict[str, Any]) -> dict[str, Any]:
