@@ -28,7 +28,12 @@ Floats = NDArray[np.float64]
 LOWER_IS_BETTER = ("bits_per_dim",)
 PLACES, MARKOV = "colours of each place", "2-D Markov (left, above)"
 
-_STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # of the pull of rare contexts towards the next simpler model, chosen on held-out pictures
+_STRENGTHS = (
+    0.1,
+    1.0,
+    10.0,
+    100.0,
+)  # of the pull of rare contexts towards the next simpler model, chosen on held-out pictures
 _HELD_OUT = 10  # one in so many training pictures
 _WORST = 20  # rows shown
 
@@ -61,14 +66,14 @@ def metrics(
 def details(rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, Any]:
     """Labels whose pictures need the most bits, and the pictures that do: {"slices", "worst": [{"row" (from 1), "label", ...}]}."""
     bits = _per_pixel(answers)
-    names = np.array([next(iter(label_names(row["label"])), "") if row.get("label") is not None else "" for row in rows])
+    names = np.array(
+        [next(iter(label_names(row["label"])), "") if row.get("label") is not None else "" for row in rows]
+    )
     parts = [Slice("label", str(name), names == name) for name in np.unique(names)]
     order = np.argsort(-bits, kind="stable")[:_WORST]
     return {
         "slices": worst(parts, bits, "bits_per_dim", errors=True),
-        "worst": [
-            {"row": int(n) + 1, "label": str(names[n]) or None, "bits_per_dim": float(bits[n])} for n in order
-        ],
+        "worst": [{"row": int(n) + 1, "label": str(names[n]) or None, "bits_per_dim": float(bits[n])} for n in order],
     }
 
 

@@ -5,7 +5,7 @@ What a task is, is the task's; which metrics and baselines its answers get, is e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from formary.model.config import ModelConfig
     from formary.model.topologies import Network
     from formary.recipe.schema import Recipe, Train
-    from formary.tasks.protocol import Batches, LabelledTask
+    from formary.tasks.protocol import Batches, LabelledTask, Row
     from formary.train.machine import Runtime
 
 _SCORED_ROWS = 2000  # validation rows that choose the best weights
@@ -152,7 +152,8 @@ def evaluate_rows(context: Context) -> dict[str, Any]:
         context.console.print(f"  note: {note}")
     if folds:  # what the fold's rows get from the model that has not learned them
         durable.write_json(context.folder / "fold_predictions.json", by_split["validation"])
-    shown, said = rows[:_SHOWN], given[:_SHOWN]
+    shown: Sequence[Row] = rows[:_SHOWN]
+    said = given[:_SHOWN]
     if isinstance(task, LikelihoodTask):
         shown = task.showing(shown)
         said = answers(task, model.network, shown)

@@ -65,7 +65,7 @@ dl.list dd { margin: 0; font-variant-numeric: tabular-nums; }
 .sample b { font-weight: 600; color: var(--model); }
 .sample figcaption { margin-top: .6rem; }
 .sample img, td img { display: block; min-height: 3.5rem; max-height: 6rem; image-rendering: pixelated; border-radius: 3px; }
-.sample img { margin-bottom: .6rem; }
+.sample img { display: inline-block; margin: 0 .6rem .6rem 0; }
 details { border-top: 1px solid var(--line); padding: .7rem 0; }
 details:last-of-type { border-bottom: 1px solid var(--line); }
 summary { cursor: pointer; color: var(--soft); font-size: .9375rem; }
@@ -204,6 +204,7 @@ PAGE = """\
 {% macro show(sample) %}
 <figure class="sample">
 {% if sample.image is picture %}<img src="{{ sample.image }}" alt="the picture">{% endif %}
+{% if sample.made is picture %}<img src="{{ sample.made }}" alt="the picture that was made">{% endif %}
 <blockquote lang="{{ (sample.prompt ~ sample.text)|lang }}"><b>{{ sample.prompt }}</b>{{ continuation(sample) }}</blockquote>
 <figcaption class="small">{% if sample.step is not none %}step {{ "{:,}".format(sample.step) }}{% if settings(sample) %} · {% endif %}{% endif %}{{ settings(sample) }}</figcaption>
 </figure>

@@ -100,6 +100,7 @@ class Sample:
     settings: Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None
     image: str | None = None  # what was asked about, as a data URI
+    made: str | None = None  # and what was answered, where that is a picture
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ def told(row: Row, answer: Mapping[str, Any]) -> str:
             return "; ".join(map(_forecast, answer["forecasts"]))
         if "preferred" in answer:
             return f"{answer['preferred']} (by {abs(answer['margin']):.3f})"
+        if "image" in answer:
+            return "a picture"
         return f"a vector of {len(answer['vector']):,} numbers" if "vector" in answer else ""
     said = answer[name]
     if name == "items":
@@ -89,8 +91,9 @@ def sample(task: LabelledTask, row: Row, answer: Mapping[str, Any]) -> dict[str,
     """A row and its answer as a sample of the report."""
     said = shortened(told(row, answer)) or "(nothing)"
     sure = f" ({answer['probability']:.0%})" if isinstance(answer.get("probability"), float) else ""
-    picture = {"image": task.thumbnail(row)} if hasattr(task, "thumbnail") else {}
-    return {"prompt": asked(task, row), "text": f" → {said}{sure}", "settings": {}} | picture
+    pictures = {"image": task.thumbnail(row)} if hasattr(task, "thumbnail") and row.get("image") else {}
+    pictures |= {"made": answer["image"]} if "image" in answer else {}
+    return {"prompt": asked(task, row), "text": f" → {said}{sure}", "settings": {}} | pictures
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:

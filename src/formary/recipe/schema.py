@@ -16,6 +16,7 @@ PRETRAINING = ("causal_lm", "masked_lm", "denoise")
 UNITS = {
     "classify_image": "images",
     "caption": "images",
+    "generate_image": "pixels",
     "next_item": "items",
     "forecast": "points",
     "classify_row": "cells",
@@ -292,7 +293,9 @@ class Objective(Section):
     origins_every: int | None = Field(
         None, ge=1, description="forecast: steps between the forecasts of a backtest; null: the horizon"
     )
-    side: int = Field(28, ge=4, description="generate_image: pictures are read and written as squares of so many pixels")
+    side: int = Field(
+        28, ge=4, description="generate_image: pictures are read and written as squares of so many pixels"
+    )
     colours: int = Field(
         16, ge=2, le=512, description="generate_image: that pixels are rounded to, chosen from the training pictures"
     )

@@ -48,7 +48,9 @@ class GenerateImage:
 
     name = "generate_image"
     topologies: ClassVar[tuple[Topology, ...]] = ("decoder",)
-    form: ClassVar[RowForm] = RowForm(columns=("image",), text=named, files=("image",), unreadable=unreadable, alike=False)
+    form: ClassVar[RowForm] = RowForm(
+        columns=("image",), text=named, files=("image",), unreadable=unreadable, alike=False
+    )
     asks: ClassVar[tuple[str, ...]] = ("label",)
     answers: ClassVar[Answers] = "pictures"
     ends: tuple[int, ...] = ()
@@ -75,8 +77,12 @@ class GenerateImage:
         """
         labels = sorted({name for row in rows for name in _label(row)})
         if clash := next((name for name in labels if name.startswith("#") or name in SPECIAL.values()), None):
-            raise DataError(f"label '{clash}' is called as the model calls a colour; give it a name without # and brackets")
-        chosen = [rows[place * len(rows) // _LOOKED_AT] for place in range(_LOOKED_AT)] if len(rows) > _LOOKED_AT else rows
+            raise DataError(
+                f"label '{clash}' is called as the model calls a colour; give it a name without # and brackets"
+            )
+        chosen = (
+            [rows[place * len(rows) // _LOOKED_AT] for place in range(_LOOKED_AT)] if len(rows) > _LOOKED_AT else rows
+        )
         pictures = PictureReader(_side_of(recipe)).read(chosen, "training row")
         palette = Palette.learned(pictures, recipe.train.objective.colours, seed=recipe.train.seed)
         return names_as_tokens([*palette.names, *labels], SPECIAL)
@@ -164,9 +170,7 @@ class GenerateImage:
             nats = token_losses(network.head, network(batch["tokens"]), batch["targets"]).double().sum(dim=1)
             return [{"bits": total / math.log(2), "pixels": self.pixels} for total in nats.tolist()]
 
-        return outputs(
-            self, network, self.examples(rows, targets=True), answer, precision=precision, progress=progress
-        )
+        return outputs(self, network, self.examples(rows, targets=True), answer, precision=precision, progress=progress)
 
     def prompt(self, row: Row, where: str) -> tuple[int, ...]:
         """The label, and of a picture to go on from the upper part: `keep` of it (half, if a row does not say)."""
@@ -244,7 +248,9 @@ class GenerateImage:
             return 0
         keep = row.get("keep", _KEPT)
         if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 <= keep < 1:
-            raise DataError(f"{where}: field 'keep' holds {keep!r:.40}; give the share of the picture, from 0 to below 1")
+            raise DataError(
+                f"{where}: field 'keep' holds {keep!r:.40}; give the share of the picture, from 0 to below 1"
+            )
         return int(keep * self.pixels)
 
     def _is_colour(self, number: int) -> bool:

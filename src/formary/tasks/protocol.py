@@ -27,7 +27,17 @@ Batch = dict[str, Tensor]  # the first entry is what the network reads; every en
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
 Answers = Literal[
-    "labels", "tags", "spans", "texts", "vectors", "choices", "multiple_choice", "ranking", "forecasts", "row_labels", "pictures"
+    "labels",
+    "tags",
+    "spans",
+    "texts",
+    "vectors",
+    "choices",
+    "multiple_choice",
+    "ranking",
+    "forecasts",
+    "row_labels",
+    "pictures",
 ]
 Precision = Callable[[], AbstractContextManager[object]]
 Progress = Callable[[int, int], object]  # is told how much is done, and of how much
