@@ -59,7 +59,7 @@ def test_metrics_compare_by_pictures_and_less_is_better() -> None:
         "other": [{"bits": float(b + 30), "pixels": 50} for b in bits],
     }
     (entry,) = pictures.metrics(rows, answers, colours=4, settings=QUICK, where="test")
-    assert entry["metric"] == "bits_per_dim" and "4 colours" in entry["protocol"]
+    assert entry["metric"] == "bits_per_dimension" and "4 colours" in entry["protocol"]
     assert entry["model"]["value"] == pytest.approx(bits.mean() / 50)
     assert entry["verdicts"] == {"other": "better"}
     found = pictures.details(rows, answers["model"])

@@ -139,7 +139,7 @@ def test_evaluation_beside_baselines(task, network, rows):
     settings = Evaluate(bootstrap=100)
     found = measured(task, rows, given, training=rows, settings=settings, split="test")
     first = found["metrics"][0]
-    assert first["metric"] == "bits_per_dim" and set(first["baselines"]) == {
+    assert first["metric"] == "bits_per_dimension" and set(first["baselines"]) == {
         "colours of each place",
         "2-D Markov (left, above)",
     }

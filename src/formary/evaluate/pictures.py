@@ -25,7 +25,7 @@ Codes = NDArray[np.uint16]
 
 Floats = NDArray[np.float64]
 
-LOWER_IS_BETTER = ("bits_per_dim",)
+LOWER_IS_BETTER = ("bits_per_dimension",)
 PLACES, MARKOV = "colours of each place", "2-D Markov (left, above)"
 
 _STRENGTHS = (
@@ -53,7 +53,7 @@ def metrics(
         raise DataError(f"{where}: there are no pictures to measure; give the split at least one row")
     return [
         interval.metric_entry(
-            "bits_per_dim",
+            "bits_per_dimension",
             f"{where}, mean over pictures, each pixel one of {colours} colours",
             {name: interval.mean(_per_pixel(given)) for name, given in answers.items()},
             len(rows),
@@ -72,8 +72,10 @@ def details(rows: Sequence[Row], answers: Sequence[Answer]) -> dict[str, Any]:
     parts = [Slice("label", str(name), names == name) for name in np.unique(names)]
     order = np.argsort(-bits, kind="stable")[:_WORST]
     return {
-        "slices": worst(parts, bits, "bits_per_dim", errors=True),
-        "worst": [{"row": int(n) + 1, "label": str(names[n]) or None, "bits_per_dim": float(bits[n])} for n in order],
+        "slices": worst(parts, bits, "bits_per_dimension", errors=True),
+        "worst": [
+            {"row": int(n) + 1, "label": str(names[n]) or None, "bits_per_dimension": float(bits[n])} for n in order
+        ],
     }
 
 

@@ -65,6 +65,8 @@ dl.list dd { margin: 0; font-variant-numeric: tabular-nums; }
 .sample b { font-weight: 600; color: var(--model); }
 .sample figcaption { margin-top: .6rem; }
 .sample img, td img { display: block; min-height: 3.5rem; max-height: 6rem; image-rendering: pixelated; border-radius: 3px; }
+.sample.made { display: inline-block; width: 12rem; vertical-align: top; }
+.sample.made blockquote { font-size: .9375rem; }
 .sample img { display: inline-block; margin: 0 .6rem .6rem 0; }
 details { border-top: 1px solid var(--line); padding: .7rem 0; }
 details:last-of-type { border-bottom: 1px solid var(--line); }
@@ -202,7 +204,7 @@ PAGE = """\
 </section>
 {% endif %}
 {% macro show(sample) %}
-<figure class="sample">
+<figure class="sample{% if sample.made is picture %} made{% endif %}">
 {% if sample.image is picture %}<img src="{{ sample.image }}" alt="the picture">{% endif %}
 {% if sample.made is picture %}<img src="{{ sample.made }}" alt="the picture that was made">{% endif %}
 <blockquote lang="{{ (sample.prompt ~ sample.text)|lang }}"><b>{{ sample.prompt }}</b>{{ continuation(sample) }}</blockquote>
