@@ -329,6 +329,13 @@ def test_the_interval_bar_ends_at_its_bounds():
     assert (dot_b - x1) / (x2 - x1) == pytest.approx(2 / 3, abs=0.01)
 
 
+def test_numbers_of_a_table_are_not_broken_over_lines():
+    share = {"value": 0.5, "low": 0.25, "high": 0.75}
+    worst = [{"row": 1200, "text": "12 of these", "probability": -0.75, "label": None, "share": share}]
+    text = render_report(replace(report(), details={"worst": worst}, leakage={"rows": 0}))
+    assert re.findall(r'<td class="figure">([^<]+)</td>', text) == ["1,200", "-0.75", "–", "0.5 [0.25, 0.75]"]
+
+
 def test_a_long_run_makes_a_small_page():
     training = [{"step": s, "loss": 3 + math.sin(s), "lr": 1e-3, "tokens_per_second": 9e3} for s in range(1, 50_001)]
     assert len(render_report(replace(report(), training=training))) < 250_000

@@ -50,6 +50,8 @@ th { text-align: left; font-weight: 600; font-size: .8125rem; color: var(--soft)
 th, td { padding: .55rem 1rem .55rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 td small { display: block; }
+td.figure { white-space: nowrap; }
+.scroll th, .scroll .numbers td:first-child { overflow-wrap: normal; }
 .scroll { overflow-x: auto; }
 .stack td > span { white-space: nowrap; }
 .stack th:first-child, .stack td:first-child { min-width: 11rem; }
@@ -164,7 +166,7 @@ PAGE = """\
 {% if table.folded %}<details><summary>{{ table.title|capitalise }} ({{ table.rows|length }})</summary>{% else %}<h3>{{ table.title|capitalise }}</h3>{% endif %}
 <div class="scroll"><table{% if table.numbers %} class="numbers"{% endif %}>
 {% if table.columns %}<thead><tr>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>{% endif %}
-<tbody>{% for row in table.rows %}<tr>{% for cell in row %}{% if cell is picture %}<td><img src="{{ cell }}" alt="the picture"></td>{% else %}<td lang="{{ cell|lang }}">{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</tbody>
+<tbody>{% for row in table.rows %}<tr>{% for cell in row %}{% if cell is picture %}<td><img src="{{ cell }}" alt="the picture"></td>{% elif cell is figure %}<td class="figure">{{ cell }}</td>{% else %}<td lang="{{ cell|lang }}">{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</tbody>
 </table></div>
 {% if table.folded %}</details>{% endif %}
 {% endfor %}

@@ -23,7 +23,7 @@ from formary.evaluate.labelled import LOWER_IS_BETTER as LABELLED_LOWER
 from formary.pipeline import figures
 from formary.pipeline.incidents import post_mortem
 from formary.pipeline.page import PAGE, STYLE, framed
-from formary.pipeline.tables import is_picture, tables_of
+from formary.pipeline.tables import is_figure, is_picture, tables_of
 from formary.pipeline.zoom import SCRIPT
 from formary.recipe.schema import unit_of
 
@@ -243,7 +243,7 @@ def render_report(report: ReportData) -> str:
         "unbroken": _unbroken,
     }
     environment.filters.update(filters)
-    environment.tests["picture"] = is_picture
+    environment.tests |= {"picture": is_picture, "figure": is_figure}
     learning = _learning(report)
     data = data_story(report)
     body = environment.from_string(PAGE).render(

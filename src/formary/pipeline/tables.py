@@ -13,6 +13,7 @@ from typing import Any
 _SHOWN = 20  # rows of a table
 _FOLDED = 8  # a longer table opens on demand
 _LONG = 240  # characters of a cell
+_FIGURE = re.compile(r"–|-?[\d.,]+(?: \[-?[\d.,]+, -?[\d.,]+\])?")
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -42,6 +43,11 @@ def tables_of(details: Mapping[str, Any]) -> list[Table]:
         elif _is_rows(value):
             found.append(_of_list(name, value))
     return [table for table in found if table.rows]
+
+
+def is_figure(cell: str) -> bool:
+    """Whether a cell is a number, with its interval or without, or says that there is none."""
+    return _FIGURE.fullmatch(cell) is not None
 
 
 def is_picture(cell: Any) -> bool:
