@@ -201,7 +201,7 @@ def family_of(hf: dict[str, Any]) -> Family:
 def _preprocessor(config: ModelConfig) -> dict[str, Any]:
     """How pictures become pixels, as transformers reads it."""
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "YolosImageProcessor" if config.detection_tokens else "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": config.image_size, "width": config.image_size},
         "resample": 2,  # bilinear

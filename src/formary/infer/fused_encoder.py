@@ -26,6 +26,7 @@ def fits(network: Network) -> TypeGuard[Encoder]:
         isinstance(network, Encoder)
         and network.config.transformer.position != "relative_bias"
         and not network.config.transformer.qk_norm
+        and not network.config.transformer.layer_positions
         and any(isinstance(module, Int8Linear) for module in network.modules())
     )
 

@@ -18,7 +18,7 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
 Embedder = Literal["tokens", "patches", "series", "columns"]
-Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice", "forecast"]
+Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice", "forecast", "detect"]
 Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit", "zero_outputs"]
 
 
@@ -66,6 +66,7 @@ class TransformerConfig:
     bias: bool = True
     qkv_bias: bool | None = None
     attention_scale: float | None = None
+    layer_positions: bool = False  # position vectors are added again after each block but the last (YOLOS)
     value_embeddings: int = 0  # tables of token vectors that are added to the values of so many first and last layers
     dropout: float = 0.0
     context: int = 1024
@@ -153,7 +154,7 @@ class ModelConfig:
     next_sentence: bool = False
     labels: tuple[
         str, ...
-    ] = ()  # of classify and tag; of span start and end, of choice itself, of forecast what is said of each step
+    ] = ()  # of classify, tag and detect; of span start and end, of choice itself, of forecast what is said of each step
     problem: Literal["single", "multi", "regression"] = "single"
     pooling: Literal["first", "mean", "last"] = "first"  # what stands for a sequence
     pooler_activation: Literal["tanh", "relu"] = "tanh"
@@ -169,6 +170,7 @@ class ModelConfig:
         0.0  # share of the tokens for which a training step has nothing else; 1: nothing else exists
     )
     class_tokens: int = 1  # learned vectors before the patches: ViT 1, DeiT 2 (the second was distilled into)
+    detection_tokens: int = 0  # learned vectors after the patches, each of which may find one thing (YOLOS)
     image_mean: tuple[float, ...] = ()  # by channel, of pixels from 0 to 1: taken off, then the spread divides
     image_std: tuple[float, ...] = ()
     initialisation: Initialisation = "gpt2"

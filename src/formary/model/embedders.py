@@ -100,7 +100,10 @@ class Features(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """Image patches as vectors, after the learned class vectors (Dosovitskiy et al. 2021, eq. 1; Touvron et al. 2021, 4)."""
+    """Image patches as vectors, after the learned class vectors (Dosovitskiy et al. 2021, eq. 1; Touvron et al. 2021, 4).
+
+    Behind the patches stand the learned vectors of detection tokens, where there are any (Fang et al. 2021, section 3.1).
+    """
 
     def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
         super().__init__()
@@ -108,14 +111,18 @@ class PatchEmbedder(nn.Module):
         self.dropout = Dropout(stack.dropout)
         self.patches = nn.Conv2d(config.channels, stack.width, config.patch_size, stride=config.patch_size)
         self.first = nn.Parameter(torch.zeros(config.class_tokens, 1, stack.width)) if config.class_tokens else None
-        length = (config.image_size // config.patch_size) ** 2 + config.class_tokens
+        found = config.detection_tokens
+        self.last = nn.Parameter(torch.zeros(1, found, stack.width)) if found else None
+        length = (config.image_size // config.patch_size) ** 2 + config.class_tokens + found
         self.positions = nn.Parameter(torch.zeros(1, length, stack.width))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Vectors (batch, class_tokens + patches, width) for pixels (batch, channels, height, width)."""
+        """Vectors (batch, class_tokens + patches + detection_tokens, width) for pixels (batch, channels, height, width)."""
         vectors = self.patches(pixels).flatten(2).transpose(1, 2)
         if self.first is not None:
             vectors = torch.cat([self.first.transpose(0, 1).expand(len(pixels), -1, -1), vectors], dim=1)
+        if self.last is not None:
+            vectors = torch.cat([vectors, self.last.expand(len(pixels), -1, -1)], dim=1)
         return cast(Tensor, self.dropout(vectors + self.positions))
 
 

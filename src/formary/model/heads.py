@@ -1,4 +1,4 @@
-"""Heads: from hidden states to what a task reads: logits over a vocabulary or labels, one vector for a sequence.
+"""Heads: from hidden states to what a task reads: logits over a vocabulary or labels, boxes, one vector for a sequence.
 
 A head holds weights only; losses belong to the tasks.
 """
@@ -82,12 +82,38 @@ class ForecastHead(nn.Module):
         return steps.reshape(len(hidden), self.horizon, self.says)
 
 
+class DetectionHead(nn.Module):
+    """What each detection token has found and where: two networks of three layers (Carion et al. 2020, section 3.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, self.tokens = config.transformer.width, config.detection_tokens
+        self.classes = nn.ModuleList(nn.Linear(width, out) for out in (width, width, len(config.labels) + 1))
+        self.boxes = nn.ModuleList(nn.Linear(width, out) for out in (width, width, 4))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, seq, width) -> logits (batch, tokens, labels + 1), the last of nothing, and boxes (batch, tokens, 4).
+
+        A box is its centre, width and height, as shares of the picture's width and height.
+        """
+        return self.said(hidden[:, -self.tokens :])
+
+    def said(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of any vectors (batch, vectors, width)."""
+        logits, boxes = vectors, vectors
+        for number, (of_class, of_box) in enumerate(zip(self.classes, self.boxes)):
+            logits = of_class(logits.relu() if number else logits)
+            boxes = of_box(boxes.relu() if number else boxes)
+        return logits, boxes.sigmoid()
+
+
 HEADS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "classify": LabelHead,
     "tag": LabelHead,
     "span": LabelHead,
     "choice": LabelHead,
     "forecast": ForecastHead,
+    "detect": DetectionHead,
 }
 """By `ModelConfig.head`, those that read hidden states or summaries alone; language heads share the token embedding."""
 

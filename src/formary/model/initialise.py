@@ -2,7 +2,8 @@
 
 gpt2: normal 0.02, residual outputs divided by sqrt(2 x layers) (Radford et al. 2019, section 2.3).
 zero_outputs: normal 0.02, residual outputs zero, so that a block begins as nothing (Zhang et al. 2019, section 3).
-llama, bert, bart: normal 0.02. vit: truncated normal 0.02 (Dosovitskiy et al. 2021).
+llama, bert, bart: normal 0.02. vit: truncated normal 0.02 (Dosovitskiy et al. 2021); with detection tokens positions are
+sines and cosines (Beyer et al. 2022), theirs those of places spread over the picture.
 t5: normal with the standard deviation that keeps each product at unit variance (Raffel et al. 2020; Mesh TensorFlow).
 """
 
@@ -37,6 +38,8 @@ def initialise(network: nn.Module, config: ModelConfig, *, seed: int | None = No
         _scale_residual_outputs(network, 1 / math.sqrt(2 * config.transformer.layers))
     if config.initialisation == "zero_outputs":
         _scale_residual_outputs(network, 0.0)
+    if config.detection_tokens and config.initialisation == "vit":
+        _spread_positions(network.get_parameter("embedder.positions"), config)
     if config.initialisation == "t5":
         _unit_variance(network, config, generator)
 
@@ -45,6 +48,17 @@ def _scale_residual_outputs(network: nn.Module, scale: float) -> None:
     for module in network.modules():
         if isinstance(module, Attention | FeedForward):
             module.output.weight *= scale
+
+
+def _spread_positions(positions: nn.Parameter, config: ModelConfig) -> None:
+    quarter, tokens = config.transformer.width // 4, config.detection_tokens
+    side = math.isqrt(positions.shape[1] - config.class_tokens - tokens)
+    rates = math.pi * 16 ** torch.linspace(0, 1, quarter)
+    for start, count, across in ((config.class_tokens, side**2, side), (-tokens, tokens, math.isqrt(tokens - 1) + 1)):
+        places = (torch.arange(across) + 0.5) / across
+        angles = torch.cartesian_prod(places, places)[:count, :, None] * rates
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+        positions[0, start:][:count, : 4 * quarter] = 0.3 * waves
 
 
 def _unit_variance(network: nn.Module, config: ModelConfig, generator: torch.Generator | None) -> None:

@@ -177,6 +177,8 @@ def with_head(network: Network, config: ModelConfig, *, seed: int | None = None)
     for name, parameter in other.named_parameters():
         if name in old and old[name].shape == parameter.shape and (same_head or not name.startswith("head.")):
             parameter.copy_(old[name])
+        elif name == "embedder.positions" and name in old and old[name].shape[1] < parameter.shape[1]:
+            parameter[:, : old[name].shape[1]] = old[name]  # vectors were added behind
     return other
 
 

@@ -23,6 +23,9 @@ class Transformer(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = make_norm(config) if config.final_norm else None
+        self.between: nn.Parameter | None = None
+        if config.layer_positions:
+            self.between = nn.Parameter(torch.zeros(config.layers - 1, 1, config.context, config.width))
         self.rotary = Rotary(config) if config.position == "rope" else None
         self.relative_bias = RelativeBias(config) if config.position == "relative_bias" else None
 
@@ -71,6 +74,8 @@ class Transformer(nn.Module):
                 first_only=first_only and block is self.blocks[-1],
                 values=None if table is None else values[table],
             )
+            if self.between is not None and layer < len(self.between):
+                hidden = hidden + self.between[layer]
         return self.norm(hidden) if self.norm is not None else hidden
 
     def _biased(self, mask: Tensor | None, positions: Tensor, *, keys: int) -> Tensor:

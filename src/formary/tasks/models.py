@@ -31,7 +31,7 @@ def scratch_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> 
 
 
 def picture_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> ModelConfig:
-    """The config of the recipe's model section for pictures: as long a sequence as they have patches, and class tokens.
+    """The config of the recipe's model section for pictures: as long a sequence as they have patches and learned tokens.
 
     Raises:
         RecipeError: the preset is of another topology or reads no pictures, or the sizes do not fit together.
@@ -42,7 +42,7 @@ def picture_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> 
             f"model.switches: pictures of image_size {config.image_size} pixels are not cut into whole patches of "
             f"patch_size {config.patch_size}; choose one that divides the other"
         )
-    tokens = (config.image_size // config.patch_size) ** 2 + config.class_tokens
+    tokens = (config.image_size // config.patch_size) ** 2 + config.class_tokens + config.detection_tokens
     stack = "transformer" if config.encoder is None else "encoder"
     return dataclasses.replace(config, **{stack: dataclasses.replace(getattr(config, stack), context=tokens)})
 

@@ -182,14 +182,14 @@ def _essence(config: ModelConfig) -> ModelConfig:
         changes["encoder"] = stack(config.encoder)
     if config.encoder is None:
         changes["decoder_start_id"] = None
-    if config.image_size is not None and not config.labelled:
+    if config.image_size is not None and not config.labelled and config.head != "detect":
         changes["head"] = "none"
     head = changes.get("head", config.head)
-    if head == "none":
+    if head in ("none", "detect"):
         changes.update(head_bias=False)
-    if head == "none" or config.labelled:
+    if head in ("none", "detect") or config.labelled:
         changes.update(tied_embeddings=True, logit_scale=1.0, logit_cap=None)
-    if not config.labelled:
+    if not config.labelled and config.head != "detect":
         changes.update(labels=())
     if head != "classify":
         changes.update(problem="single")

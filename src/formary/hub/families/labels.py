@@ -71,7 +71,7 @@ class LabelHeads:
         if kind is None:
             return config
         fixed: dict[str, tuple[str, ...]] = {"span": ("start", "end"), "choice": ("choice",)}
-        labels = fixed.get(kind) or _labels(hf)
+        labels = fixed.get(kind) or labels_of(hf)
         return dataclasses.replace(
             config,
             head=kind,
@@ -118,7 +118,7 @@ class LabelHeads:
         return next((kind for kind in present if kind == "span" or sequences == (kind == "classify")), None)
 
 
-def _labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
+def labels_of(hf: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the labels in the order of their numbers; as in transformers, two of them without other notice."""
     named = hf.get("id2label") or {number: f"LABEL_{number}" for number in range(hf.get("num_labels", 2))}
     labels = {int(number): str(label) for number, label in named.items()}

@@ -13,13 +13,16 @@ from formary.hub.families.family import HF_ACTIVATIONS, Family, HfConfig, Rule, 
 from formary.hub.families.labels import LabelHeads
 from formary.model.config import ModelConfig, TransformerConfig
 
-_TOKENS = {"vit": 1, "deit": 2}  # before the patches
 
+def backbone(hf: HfConfig, names: frozenset[str], *, name: str, tokens: int) -> ModelConfig:
+    """The config of an encoder over patches.
 
-def _config(hf: HfConfig, names: frozenset[str]) -> ModelConfig:
+    Args:
+        name: with which the names of its weights begin.
+        tokens: learned vectors before the patches.
+    """
     image, patch = _square(hf, "image_size", 224), _square(hf, "patch_size", 16)
-    name = hf.get("model_type", "vit")
-    pooler, tokens = f"{name}.pooler.dense.weight" in names, _TOKENS[name]
+    pooler = f"{name}.pooler.dense.weight" in names
     if pooler:
         refuse(hf, "pooler_act", "tanh")
         refuse(hf, "pooler_output_size", hf["hidden_size"])
@@ -59,7 +62,8 @@ def _square(hf: HfConfig, key: str, default: int) -> int:
     return int(sides.pop())
 
 
-def _hf_config(config: ModelConfig, stem: str) -> HfConfig:
+def hf_backbone(config: ModelConfig, stem: str) -> HfConfig:
+    """The reverse of `backbone`; `stem` begins the name of its class."""
     stack = config.transformer
     return {
         "architectures": [f"{stem}Model"],
@@ -82,7 +86,8 @@ def _hf_config(config: ModelConfig, stem: str) -> HfConfig:
     }
 
 
-def _table(name: str, first: tuple[str, ...]) -> dict[str, Rule]:
+def backbone_rules(name: str, first: tuple[str, ...]) -> dict[str, Rule]:
+    """Where the weights of an encoder over patches are; `first` names the vectors before the patches."""
     layer = f"{name}.encoder.layer.{{i}}"
     return table(
         embedder={
@@ -105,12 +110,12 @@ def _table(name: str, first: tuple[str, ...]) -> dict[str, Rule]:
 
 
 def _family(name: str, stem: str, first: tuple[str, ...], others: tuple[str, ...] = ()) -> Family:
-    rules = _table(name, first)
+    rules = backbone_rules(name, first)
     return Family(
         name=name,
         model_types=(name,),
-        config=_config,
-        hf_config=lambda config: _hf_config(config, stem),
+        config=lambda hf, names: backbone(hf, names, name=name, tokens=len(first)),
+        hf_config=lambda config: hf_backbone(config, stem),
         rules=lambda config: rules if config.class_tokens == len(first) else {},
         prefix=f"{name}.",
         labels=LabelHeads(stem, {"classify": "classifier"}, bias=True, classifier="ForImageClassification"),
