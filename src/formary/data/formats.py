@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+from formary.data.boxes import coco_rows, is_coco
 from formary.errors import DataError
 
 Placed = tuple[dict[str, Any], str]
@@ -53,7 +54,8 @@ def json_lines(lines: Iterable[str], name: str) -> Iterator[Placed]:
 
 
 def json_rows(text: str, name: str, moved: list[str]) -> Iterator[Placed]:
-    """The rows of a whole JSON document: a list of objects, {"data": [...]}, SQuAD (v1 or v2), or one object a line.
+    """The rows of a whole JSON document: a list of objects, {"data": [...]}, SQuAD (v1 or v2), COCO's boxes in
+    pictures, or one object a line.
 
     Args:
         text: the document.
@@ -74,6 +76,9 @@ def json_rows(text: str, name: str, moved: list[str]) -> Iterator[Placed]:
         line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{name}{line}: not JSON ({error})") from error
     value = _whole_characters(value, text)
+    if is_coco(value):
+        yield from coco_rows(value, name)
+        return
     if isinstance(value, dict):
         value = value["data"] if isinstance(value.get("data"), list) else [value]
     if not isinstance(value, list):

@@ -11,6 +11,8 @@ import binascii
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,19 @@ def decoded(value: Any, where: str, *, channels: int = 3, paths: bool = True, mo
     return _decoded(Path(value), f"{where}: {value}", channels, most_pixels)
 
 
+def size_of(value: Any, where: str) -> tuple[int, int]:
+    """Width and height of a picture, upright, in pixels; of its content only the beginning is read.
+
+    Raises:
+        DataError: as `decoded`, as far as the beginning tells.
+    """
+    inside = _DATA_URI.match(value) if isinstance(value, str) else None
+    source = _content(value, inside.end(), where) if inside else Path(str(value))
+    with _opened(source, where) as picture:
+        width, height = picture.size
+        return (height, width) if picture.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)
+
+
 def fitted(image: Pixels, size: int) -> Pixels:
     """A picture stretched or shrunk to a square of `size` pixels, (size, size, channels), bilinearly as ViT's are."""
     if image.shape[:2] == (size, size):
@@ -107,14 +122,21 @@ def _content(value: str, start: int, where: str) -> io.BytesIO:
 
 
 def _decoded(source: Path | io.BytesIO, name: str, channels: int, most_pixels: int) -> Pixels:
+    with _opened(source, name, most_pixels) as picture:
+        picture.load()
+        return _pixels(_upright(picture), channels)
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, name: str, most_pixels: int = MOST_PIXELS) -> Iterator[Any]:
+    """A picture of which only the beginning was read; whatever goes wrong with it is worded."""
     pillow = _pillow()
     try:
         with pillow.open(source, formats=_FORMATS) as picture:
             width, height = picture.size
             if width * height > most_pixels:
                 raise DataError(_too_large(name, f"{width:,} x {height:,} pixels", most_pixels))
-            picture.load()
-            return _pixels(_upright(picture), channels)
+            yield picture
     except DataError:
         raise
     except FileNotFoundError as error:

@@ -41,6 +41,7 @@ _TASKS = {  # of a model that does not say its own: by what it reads and by its 
     ("tokens", "choice"): "multiple_choice",
     ("tokens", "none"): "embed",  # a backbone alone, as sentence-transformers keeps it
     ("patches", "classify"): "classify_image",
+    ("patches", "detect"): "detect",
     ("columns", "classify"): "classify_row",
     ("series", "forecast"): "forecast",
 }

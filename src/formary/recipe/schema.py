@@ -302,6 +302,19 @@ class Objective(Section):
     columns: list[str] | None = Field(
         None, description="classify_row: the columns to tell the label from; null: all that can tell anything"
     )
+    nothing: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="detect: what a detection token that should find nothing weighs, beside one that should",
+    )
+    box_l1: float = Field(5.0, ge=0, description="detect: weight of the distance between a box and the right one")
+    box_giou: float = Field(2.0, ge=0, description="detect: weight of how little they overlap (generalised IoU)")
+    patches: float = Field(
+        0.3,
+        ge=0,
+        description="detect: weight of what patches say while they learn: each the thing that it lies in, or nothing",
+    )
     normalise: Literal["none", "length", "bytes"] = Field(
         "none",
         description="multiple_choice, causal models: divide a choice's log-likelihood by its tokens or its bytes",
@@ -353,10 +366,14 @@ class AugmentImages(Section):
         0.0, ge=0, description="pictures and their labels are mixed, by shares from Beta(mixup, mixup)"
     )
 
+    mosaic: float = Field(
+        0.0, ge=0, le=1, description="detect: share of the pictures that become four parts of four pictures"
+    )
+
     @property
     def active(self) -> bool:
         """Whether anything is changed."""
-        return bool(self.crop or self.flip or self.operations or self.erase or self.mixup)
+        return bool(self.crop or self.flip or self.operations or self.erase or self.mixup or self.mosaic)
 
 
 class Train(Section):

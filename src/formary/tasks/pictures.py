@@ -85,22 +85,30 @@ class PictureReader:
         Raises:
             DataError: a row has no picture, or one that cannot be read; it is called `where` and its number, from 1.
         """
-        found: list[Pixels] = []
+        return [picture for picture, _ in self.sized(rows, where)]
+
+    def sized(self, rows: Sequence[Row], where: str) -> list[tuple[Pixels, tuple[int, int]]]:
+        """The same with the width and height that each picture had, in pixels."""
+        found: list[tuple[Pixels, tuple[int, int]]] = []
         with ThreadPoolExecutor() as threads:
             for start in range(0, len(rows), _TOGETHER):
                 part = rows[start : start + _TOGETHER]
                 places = [f"{where} {number}" for number in range(start + 1, start + 1 + len(part))]
-                found += threads.map(self.one, part, places)
+                found += threads.map(self._one, part, places)
         return found
 
     def one(self, row: Row, place: str) -> Pixels:
         """The picture of a row, (size, size, channels); in errors the row is called `place`."""
+        return self._one(row, place)[0]
+
+    def _one(self, row: Row, place: str) -> tuple[Pixels, tuple[int, int]]:
         if self.column not in row:
             raise DataError(
                 f"{place}: field '{self.column}' is missing; map another column with data.columns.{self.column}"
             )
         place = f"{place}: field '{self.column}'"
-        return fitted(decoded(row[self.column], place, channels=self.channels), self.size)
+        whole = decoded(row[self.column], place, channels=self.channels)
+        return fitted(whole, self.size), (whole.shape[1], whole.shape[0])
 
     def received(self, values: Sequence[Any], places: Sequence[str], *, most_pixels: int) -> list[str]:
         """Pictures that others sent, checked and of the size that is read, as small data URIs; paths are refused.

@@ -38,6 +38,7 @@ Answers = Literal[
     "forecasts",
     "row_labels",
     "pictures",
+    "boxes",
 ]
 Precision = Callable[[], AbstractContextManager[object]]
 Progress = Callable[[int, int], object]  # is told how much is done, and of how much

@@ -13,6 +13,7 @@ from formary.tasks.classify import Classify
 from formary.tasks.classify_image import ClassifyImage
 from formary.tasks.classify_row import ClassifyRow
 from formary.tasks.denoise import Denoise
+from formary.tasks.detect import Detect
 from formary.tasks.embed import Embed
 from formary.tasks.forecast import Forecast
 from formary.tasks.generate_image import GenerateImage
@@ -39,6 +40,7 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "multiple_choice": MultipleChoice,
     "next_item": NextItem,
     "forecast": Forecast,
+    "detect": Detect,
     "classify_row": ClassifyRow,
 }
 
