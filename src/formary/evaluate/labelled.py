@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from formary.data.duplicates import NearDuplicates
 from formary.evaluate import (
     choices,
+    detections,
     forecast_baselines,
     forecasts,
     labels,
@@ -319,6 +320,7 @@ SUITES: dict[str, Suite] = {
     "vectors": _suite(vectors),
     "ranking": Suite(_ranking_metrics, lambda task, rows, answers: ranking.details(rows, answers), ranking.baselines),
     "pictures": Suite(_picture_metrics, _picture_details, _picture_baselines),
+    "boxes": _suite(detections),
     "forecasts": Suite(_forecast_metrics, _forecast_details, _forecast_baselines),
 }
 
