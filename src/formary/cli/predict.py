@@ -25,13 +25,17 @@ def predict(
             help="A file of rows, a text in quotes, a picture or a folder of them, or - for lines of standard input."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Write JSONL here: each row with its answer.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write JSONL here: each row with its answer; boxes to a .json file as COCO has results."),
+    ] = None,
     column: Columns = None,
     beams: Annotated[int | None, typer.Option(min=1, help="For tasks that write: width of the beam search.")] = None,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or int8.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print whole answers as JSON, one a line.")] = False,
 ) -> None:
     """Answer rows with a fine-tuned model: labels, tags, answers in a text, translations, what is on pictures."""
+    from formary.durable import write_json
     from formary.infer.loaded import load
     from formary.pipeline.measure import rows_for, write_answers
     from formary.pipeline.telling import forecast_lines
@@ -44,7 +48,10 @@ def predict(
     for note in (*left_out, *loaded.task.notes()):
         print(f"note: {note}", file=sys.stderr)
     if out:
-        write_answers(out, rows, answers)
+        if out.suffix == ".json" and hasattr(task, "results"):
+            write_json(out, task.results(rows, answers))
+        else:
+            write_answers(out, rows, answers)
         print(f"{len(answers):,} answers written to {out}")
         return
     for row, answer in zip(rows, answers):

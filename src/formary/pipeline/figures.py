@@ -16,6 +16,8 @@ from html import escape
 from formary.evaluate.interval import Interval
 
 Point = tuple[float, float]
+Box = tuple[str, tuple[float, float, float, float]]
+"""What it is called, and x, y, width and height."""
 
 _LETTER = 6.6  # average advance of a 12-unit sans letter; wide enough for most fonts
 _WIDE_LETTER = 12.0  # of a Chinese, Japanese or Korean one
@@ -51,6 +53,11 @@ svg .block.second { fill: var(--model); opacity: .62; }
 svg .block.third { fill: var(--model); opacity: .36; }
 svg .block.kept { fill: var(--other); opacity: .38; }
 svg .block.dropped { fill: var(--warm); }
+svg .box { fill: none; stroke-width: 1.75; }
+svg .box.true { stroke: #ffd257; stroke-dasharray: 4 3; }
+svg .box.found { stroke: #4fd1d9; }
+svg text.true, svg text.found { stroke: #000; fill: #ffd257; }
+svg text.found { fill: #4fd1d9; }
 svg .whisker { stroke-width: 6; stroke-linecap: butt; opacity: .45; }
 svg .whisker.model { stroke: var(--model); }
 svg .whisker.other { stroke: var(--other); }
@@ -270,6 +277,35 @@ def bars(rows: Sequence[tuple[str, float, str]], *, label: str, width: int = 720
         parts += [_text(left + length + 8, y + 13, text)]
     told = ", ".join(f"{name} {text}" for name, _, text in rows)
     return _svg(width, len(rows) * 26, f"{label}: {told}", parts)
+
+
+def scene(
+    image: str,
+    size: tuple[float, float],
+    true: Sequence[Box],
+    found: Sequence[Box],
+    *,
+    label: str,
+    width: int = 340,
+) -> str:
+    """A picture with the boxes that are in it, dashed, and those that were found in it.
+
+    Args:
+        image: as a data URI.
+        size: of the picture, in the pixels that boxes are in.
+    """
+    scale = width / size[0]
+    parts = [f'<image href="{escape(image)}" width="{width}" height="{size[1] * scale:.1f}"/>']
+    for boxes, tone in ((true, "true"), (found, "found")):
+        for name, (x, y, wide, high) in boxes:
+            left, top = x * scale, y * scale
+            parts.append(
+                f'<rect class="box {tone}" x="{left:.1f}" y="{top:.1f}" width="{wide * scale:.1f}" '
+                f'height="{high * scale:.1f}"/>'
+            )
+            below = min(top + high * scale + 12, size[1] * scale - 3) if tone == "true" else max(top - 3, 11.0)
+            parts.append(_text(left, below, name, tone))
+    return _svg(width, size[1] * scale, label, parts)
 
 
 def tick_texts(values: Sequence[float]) -> list[str]:

@@ -223,7 +223,9 @@ def _rows_for(task: LabelledTask, given: str, *, columns: Mapping[str, str], ans
         if answers and task.form.gather is None
         else tuple(name for name in task.asks if name in task.form.columns)
     )
-    return [row.values for row in read([given], columns=columns, documents="line", required=needed)]
+    return [
+        row.values for row in read([given], columns=columns, documents="line", required=needed, files=task.form.files)
+    ]
 
 
 def _gathered(task: LabelledTask, given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:

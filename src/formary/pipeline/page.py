@@ -70,6 +70,7 @@ dl.list dd { margin: 0; font-variant-numeric: tabular-nums; }
 .sample.made { display: inline-block; width: 12rem; vertical-align: top; }
 .sample.made blockquote { font-size: .9375rem; }
 .sample img { display: inline-block; margin: 0 .6rem .6rem 0; }
+.scenes { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1.25rem; }
 details { border-top: 1px solid var(--line); padding: .7rem 0; }
 details:last-of-type { border-bottom: 1px solid var(--line); }
 summary { cursor: pointer; color: var(--soft); font-size: .9375rem; }
@@ -161,7 +162,7 @@ PAGE = """\
 <details><summary>Some of the rows that nearly repeat a training row</summary><ul class="examples">{% for text in report.leakage.examples %}<li lang="{{ text|lang }}">{{ text }}</li>{% endfor %}</ul></details>
 {% endif %}
 {% if reliability %}<figure>{{ reliability }}</figure>{% endif %}
-{% for title, figure in forecasts %}<h3>{{ title }}</h3><figure>{{ figure }}</figure>{% endfor %}
+{% for title, figure in drawings %}<h3>{{ title }}</h3><figure>{{ figure }}</figure>{% endfor %}
 {% for table in errors %}
 {% if table.folded %}<details><summary>{{ table.title|capitalise }} ({{ table.rows|length }})</summary>{% else %}<h3>{{ table.title|capitalise }}</h3>{% endif %}
 <div class="scroll"><table{% if table.numbers %} class="numbers"{% endif %}>

@@ -41,6 +41,7 @@ TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the mode
     "tag": ("token-classification", "AutoModelForTokenClassification", "tags the words of a text"),
     "answer_span": ("question-answering", "AutoModelForQuestionAnswering", "finds answers in a text"),
     "caption": ("image-to-text", "AutoModel", "describes pictures"),
+    "detect": ("object-detection", "AutoModelForObjectDetection", "finds things in pictures"),
     "translate": ("text2text-generation", "AutoModelForSeq2SeqLM", "writes a text for a text"),
     "chat": ("text-generation", "AutoModelForCausalLM", "answers in a conversation"),
     "preference": ("text-generation", "AutoModelForCausalLM", "answers as people prefer"),
@@ -51,7 +52,7 @@ TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the mode
     "embed": ("sentence-similarity", "AutoModel", "turns texts into vectors"),
 }
 WRITES = ("causal_lm", "masked_lm", "denoise", "translate", "chat")  # tasks whose answer goes on from, or is, text
-_FIGURES = ("forecasts",)  # details that are drawn
+_FIGURES = ("forecasts", "scenes")  # details that are drawn
 _SPLITS = ("train", "validation", "test")
 _WIDE, _NARROW = 720, 340  # every figure is drawn for a page and for a phone; CSS shows one
 
@@ -255,7 +256,7 @@ def render_report(report: ReportData) -> str:
         verdict=_verdict_sentence(report),
         interval_figure=_interval_figure(_main_metric(report)),
         errors=tables_of({name: value for name, value in report.details.items() if name not in _FIGURES}),
-        forecasts=[_forecast(drawn) for drawn in report.details.get("forecasts", ())],
+        drawings=[*map(_forecast, report.details.get("forecasts", ())), *_scenes(report.details.get("scenes", ()))],
         reliability=_reliability(report.details.get("calibration")),
         writes=report.task in WRITES,
         learning=learning,
@@ -369,6 +370,21 @@ def _forecast(drawn: Mapping[str, Any]) -> tuple[str, Markup]:
     return title, _both(
         lambda width: figures.curves(lines, x_label="steps ahead", y_label=drawn["title"], width=width, band=band)
     )
+
+
+def _scenes(worst: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """Pictures with their boxes side by side, the worst first: one title and one figure."""
+    if not worst:
+        return []
+    shown = []
+    for one in worst:
+        true = [(box["label"], box["box"]) for box in one["true"]]
+        found = [(f"{box['label']} {box['score']:.2f}", box["box"]) for box in one["found"]]
+        title = f"Row {one['row']}: {one['errors']} {'error' if one['errors'] == 1 else 'errors'}"
+        drawn = figures.scene(one["image"], one["size"], true, found, label=title)
+        shown.append(Markup("<div>{}<p class='small'>{}</p></div>").format(Markup(drawn), title))
+    title = "Pictures, the worst first: what is in them (dashed) and what was found"
+    return [(title, Markup('<div class="scenes">{}</div>').format(Markup("").join(shown)))]
 
 
 def _learning(report: ReportData) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from formary.evaluate.detections import SURE
 from formary.tasks.protocol import LabelledTask
 
 Row = Mapping[str, Any]
@@ -48,6 +49,8 @@ def asked(task: LabelledTask, row: Row, *, longest: int = _LONGEST) -> str:
 def told(row: Row, answer: Mapping[str, Any]) -> str:
     """What an answer says: labels, a number, an answer, a text, words as word/TAG; "" where it is none of these."""
     name = next((name for name in _SAID if name in answer), None)
+    if "boxes" in answer:
+        return ", ".join(_box(box) for box in answer["boxes"] if box["score"] >= SURE) or "nothing"
     if name is None:
         if "forecasts" in answer:
             return "; ".join(map(_forecast, answer["forecasts"]))
@@ -79,6 +82,11 @@ def forecast_lines(answer: Mapping[str, Any]) -> list[str]:
             numbers = [point, *(forecast["quantiles"][level][n] for level in edges)]
             lines.append("\t".join([answer["series"] or "-", forecast["column"], time, *(f"{x:.6g}" for x in numbers)]))
     return lines
+
+
+def _box(box: Mapping[str, Any]) -> str:
+    x, y, width, height = (round(number) for number in box["box"])
+    return f"{box['label']} {box['score']:.2f} at ({x}, {y}), {width} x {height}"
 
 
 def _forecast(forecast: Mapping[str, Any]) -> str:
