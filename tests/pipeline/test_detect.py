@@ -62,7 +62,11 @@ def test_the_report_draws_boxes_and_escapes_their_names(detector):
     folder, _ = detector
     page = (folder / "run/report.html").read_text(encoding="utf-8")
     assert page.count('<image href="data:image/png;base64,') >= 3 and 'class="box true"' in page
-    assert "&lt;b&gt;" in page and "<b>" not in page.split('class="scenes"')[1].split("</figure>")[0]
+    assert (
+        "img-src data:" in page
+        and "&lt;b&gt;" in page
+        and "<b>" not in page.split('class="scenes"')[1].split("</figure>")[0]
+    )
 
 
 def test_boxes_are_printed_and_written_as_coco_results(detector, command, tmp_path):
@@ -95,7 +99,7 @@ def test_pycocotools_gives_the_results_the_figures_of_the_evaluation(detector, t
 
     folder, result = detector
     model = formary.load(result.model)
-    rows = rows_for(model.task, str(folder / "instances.json"), columns={"image": "photos/{image}"}, answers=True)
+    rows, _ = rows_for(model.task, str(folder / "instances.json"), columns={"image": "photos/{image}"}, answers=True)
     answers = model.predict(rows, precision="float32")
     (tmp_path / "results.json").write_text(json.dumps(model.task.results(rows, answers)))
     truth = COCO(str(folder / "instances.json"))

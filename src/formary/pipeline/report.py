@@ -276,7 +276,7 @@ def render_report(report: ReportData) -> str:
         body,
         style=STYLE + figures.CSS,
         script=script,
-        pictures="<img" in body,
+        pictures="<img" in body or "<image" in body,
     )
 
 

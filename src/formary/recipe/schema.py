@@ -17,6 +17,7 @@ UNITS = {
     "classify_image": "images",
     "caption": "images",
     "generate_image": "pixels",
+    "detect": "images",
     "next_item": "items",
     "forecast": "points",
     "classify_row": "cells",

@@ -22,6 +22,7 @@ from formary.serve.requests import EmbeddingRequest, PredictRequest
 from formary.serve.responses import dumps, usage
 from formary.serve.service import Served
 from formary.serve.worker import MOST_ROWS, Job, Mailbox
+from formary.tasks.pictures import SENT
 from formary.tasks.protocol import LabelledTask, WritingTask
 
 _ROW = re.compile(r"\brow (\d+)")
@@ -99,7 +100,7 @@ def _with_files(task: LabelledTask, inputs: Sequence[Any]) -> list[Any]:
         except DataError as error:
             named = str(error).partition(":")[0]
             raise ApiError(400, str(error), param=named, code="invalid_value") from error
-        rows = [{**row, column: value} for row, value in zip(rows, sent)]
+        rows = [{**row, column: value, SENT: size} for row, (value, size) in zip(rows, sent)]
     return list(rows)
 
 

@@ -31,7 +31,7 @@ from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Objective, Recipe
 from formary.tasks.matching import NONE, centred, cornered, generalised_iou, lying, matched
 from formary.tasks.models import picture_config
-from formary.tasks.pictures import PictureReader, named, thumbnail, unreadable
+from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import outputs, place_of
 
@@ -56,7 +56,6 @@ class Detect:
     name = "detect"
     embedder: ClassVar[str] = "patches"
     topologies: ClassVar[tuple[Topology, ...]] = ("encoder",)
-    unit: ClassVar[str] = "images"
     form: ClassVar[RowForm] = RowForm(
         columns=("image", "labels"), text=named, files=("image",), unreadable=unreadable, alike=False, check=_checked
     )
@@ -71,6 +70,7 @@ class Detect:
         labels: Sequence[str],
         tokens: int,
         categories: Mapping[str, int] | None = None,
+        origin: Origin | None = None,
         recipe: Recipe | None = None,
     ) -> None:
         self.tokenizer, self.pictures, self.recipe = tokenizer, pictures, recipe
@@ -78,6 +78,7 @@ class Detect:
         self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.categories = {label: number for number, label in enumerate(self.labels, 1)} | dict(categories or {})
         self.objective = recipe.train.objective if recipe else Objective()
+        self.origin = origin or Origin()
         self.unseen: Counter[str] = Counter()
         self.crowded = 0  # pictures with more boxes than tokens
 
@@ -112,6 +113,7 @@ class Detect:
             labels=labels,
             tokens=tokens,
             categories={label: n for boxes in known for label, n in zip(boxes.labels, boxes.categories)},
+            origin=Origin.of_recipe(recipe),
             recipe=recipe,
         )
 
@@ -124,10 +126,11 @@ class Detect:
             labels=config.labels,
             tokens=config.detection_tokens,
             categories=settings.get("categories", numbered),
+            origin=Origin.of_settings(settings),
         )
 
     def settings(self) -> dict[str, Any]:
-        return {"categories": self.categories}
+        return {"categories": self.categories, **self.origin.settings()}
 
     def model_config(self) -> ModelConfig:
         assert self.recipe is not None
@@ -272,6 +275,10 @@ class Detect:
     def results(self, rows: Sequence[Row], answers: Sequence[Answer]) -> list[Any]:
         """Answers as COCO has results."""
         return coco_results(rows, answers, self.categories)
+
+    def worded(self, row: Row) -> str:
+        """A row in one line: the file of its picture."""
+        return worded(row)
 
     def thumbnail(self, row: Row) -> str:
         """The picture of a row, small, as a data URI."""

@@ -26,6 +26,9 @@ from formary.recipe.schema import Recipe
 from formary.tasks.models import picture_config
 from formary.tasks.protocol import Row
 
+SENT = "sent_size"
+"""Column in which a row says how large its picture was, where it was made small on its way."""
+
 _MEASURED = 2000
 _THUMBNAIL = 96  # pixels of a picture's longer side in a report
 _TOGETHER = 1024  # pictures that are decoded at a time, by several threads
@@ -108,10 +111,14 @@ class PictureReader:
             )
         place = f"{place}: field '{self.column}'"
         whole = decoded(row[self.column], place, channels=self.channels)
-        return fitted(whole, self.size), (whole.shape[1], whole.shape[0])
+        return fitted(whole, self.size), tuple(row.get(SENT) or (whole.shape[1], whole.shape[0]))
 
-    def received(self, values: Sequence[Any], places: Sequence[str], *, most_pixels: int) -> list[str]:
+    def received(
+        self, values: Sequence[Any], places: Sequence[str], *, most_pixels: int
+    ) -> list[tuple[str, tuple[int, int]]]:
         """Pictures that others sent, checked and of the size that is read, as small data URIs; paths are refused.
+
+        With each comes the width and height that it was sent with, for `SENT`.
 
         Args:
             values: data URIs.
@@ -125,7 +132,7 @@ class PictureReader:
         for value, place in zip(values, places, strict=True):
             picture = decoded(value, place, channels=self.channels, paths=False, most_pixels=most_pixels)
             most_pixels -= picture.shape[0] * picture.shape[1]
-            found.append(data_uri(fitted(picture, self.size)))
+            found.append((data_uri(fitted(picture, self.size)), (picture.shape[1], picture.shape[0])))
         return found
 
     def pixels(self, pictures: Sequence[Pixels]) -> Tensor:
