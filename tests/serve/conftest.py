@@ -83,14 +83,16 @@ def picture(number: int = 0, side: int = 12) -> str:
 @cache
 def seer(task: str) -> Model:
     """A model of a task on pictures, not trained."""
-    encoder = task == "classify_image"
+    preset = {"classify_image": "vit-mini", "detect": "yolos-mini"}.get(task, "caption-mini")
     rows = [{"image": picture(n), "label": "ab"[n % 2], "caption": f"a {'cat' if n % 2 else 'dog'}"} for n in range(6)]
+    if task == "detect":
+        rows = [{"image": row["image"], "boxes": [[1, 1, 4, 4]], "labels": [row["label"]]} for row in rows]
     recipe = parse(f"""
         name: t
         task: {task}
         data: {{sources: [x], tokenizer: {{kind: characters}}}}
         model:
-          preset: {"vit-mini" if encoder else "caption-mini"}
+          preset: {preset}
           size: 1x32
           switches: {{image_size: 8, patch_size: 4}}
         train: {{batch: 4, context: 32}}

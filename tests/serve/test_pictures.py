@@ -17,7 +17,7 @@ from PIL import Image
 from formary.serve import limits
 
 Picture = Callable[..., str]
-TASKS = ("classify_image", "caption")
+TASKS = ("classify_image", "caption", "detect")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,30 @@ def test_pictures_are_answered_as_the_model_answers_them(seeing: Any, picture: P
     for answer, expected in zip(found.json()["answers"], alone, strict=True):
         if task == "caption":
             assert answer == expected
+        elif task == "detect":
+            same_boxes(answer, expected)
         else:
             assert answer["label"] == expected["label"]
             assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
+
+
+def same_boxes(answer: Any, expected: Any) -> None:
+    assert len(answer["boxes"]) == len(expected["boxes"]) > 0
+    for one, other in zip(answer["boxes"], expected["boxes"]):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
+
+
+def test_boxes_are_in_the_pixels_of_the_picture_that_was_sent(seeing: Any) -> None:
+    large = np.random.default_rng(5).integers(0, 256, (60, 200, 3), dtype=np.uint8)
+    held = io.BytesIO()
+    Image.fromarray(large).save(held, "PNG")
+    row = {"image": uri(held.getvalue()), "sent_size": [1, 1]}  # which only the server may say
+    (answer,) = seeing.post("/v1/predict/detect", {"inputs": [row]}).json()["answers"]
+    (expected,) = seeing.service.models["detect"].predict([row["image"]])
+    same_boxes(answer, expected)
+    first = max(answer["boxes"], key=lambda box: box["score"])["box"]
+    assert max(first[0] + first[2], first[2]) > 20 and first[1] + first[3] <= 60.01
+    assert first == pytest.approx(max(expected["boxes"], key=lambda box: box["score"])["box"], abs=1.0)
 
 
 def test_a_photograph_larger_than_a_text_may_be_is_taken(seeing: Any) -> None:
