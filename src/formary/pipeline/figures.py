@@ -286,7 +286,7 @@ def scene(
     found: Sequence[Box],
     *,
     label: str,
-    width: int = 340,
+    width: int = 240,
 ) -> str:
     """A picture with the boxes that are in it, dashed, and those that were found in it.
 
