@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -35,8 +36,8 @@ from formary.train.optimisers import Optimiser
 from formary.train.parallel import Spread
 from formary.train.processes import joined
 
-SPEED = {"size": "6x384", "vocab_size": 8192, "batch": 16, "context": 256}
-MEMORY = {"size": "12x768", "vocab_size": 8192, "batch": 2, "context": 64}
+SPEED: dict[str, Any] = {"size": "6x384", "vocab_size": 8192, "batch": 16, "context": 256}
+MEMORY: dict[str, Any] = {"size": "12x768", "vocab_size": 8192, "batch": 2, "context": 64}
 SPEED_BAR, MEMORY_BAR = 0.9, 0.65
 
 
