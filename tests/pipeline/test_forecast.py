@@ -5,7 +5,7 @@ import json
 import pytest
 
 from formary.errors import FormaryError
-from formary.pipeline import forecast
+from formary.pipeline import foretold
 from formary.pipeline.forecast import foretell
 from formary.train.fit import free_memory
 
@@ -67,5 +67,5 @@ def test_a_model_to_start_from_has_to_be_there(place):
 
 
 def test_the_comparison_is_a_sentence():
-    said = forecast.said({"seconds": [100.0, 110.0], "memory": [2e9, 1.9e9]})
+    said = foretold.said({"seconds": [100.0, 110.0], "memory": [2e9, 1.9e9]})
     assert "1 min 40 s" in said and "(10% more)" in said and "1.9 GB (5% less)" in said

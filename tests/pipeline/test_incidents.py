@@ -7,8 +7,9 @@ import re
 import pytest
 
 from formary.errors import FormaryError
+from formary.pipeline.findings import ReportData
 from formary.pipeline.incidents import post_mortem
-from formary.pipeline.report import ReportData, render_report
+from formary.pipeline.report import render_report
 from formary.train import loop
 
 SKIPPED = {

@@ -17,11 +17,8 @@ from huggingface_hub import ModelCard
 from formary.evaluate.interval import Interval
 from formary.pipeline import figures
 from formary.pipeline.card import render_model_card, write_model_card
+from formary.pipeline.findings import Energy, Metric, ReportData, Sample
 from formary.pipeline.report import (
-    Energy,
-    Metric,
-    ReportData,
-    Sample,
     headline,
     language_of,
     render_report,

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from formary import durable
+from formary.pipeline.findings import ReportData
 from formary.pipeline.report import (
     NAMES,
     TASKS,
-    ReportData,
     clock,
     continuation,
     data_story,

@@ -1,29 +1,29 @@
-"""What a run will need, told before it, and how right that was, told after it.
+"""What a run will need, told before it.
 
 `foretell` prepares the data, which the run then need not do again, and lets `train.forecast` probe the training. It leaves
-forecast.json; the train stage leaves measured.json, and the report compares the two.
+forecast.json, which `foretold` compares with what the training took.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from formary import durable
 from formary.errors import FormaryError
 from formary.pipeline.context import Context
+from formary.pipeline.foretold import FORECAST
 
 if TYPE_CHECKING:
     from formary.recipe import Recipe
     from formary.train.forecast import Forecast
 
-FORECAST, MEASURED = "forecast.json", "measured.json"
 _MODEL_BYTES = 4  # per parameter in the finished model
 _REST_BYTES = 2**20  # records, curves, report
 
@@ -118,39 +118,3 @@ def check_start(recipe: Recipe, base: Path) -> None:
                 f"model.start: {recipe.model.start} is not trained yet, and how this training goes depends on it; run "
                 f"it first: formary run {start.stem}"
             )
-
-
-def measured_training(context: Context, seconds: float) -> None:
-    """Leave what the training that has just ended took: seconds of all its goes, and memory at its highest."""
-    from formary.train.forecast import peak_memory
-    from formary.train.machine import runtime
-
-    checkpoints = sum(file.stat().st_size for file in (context.folder / "checkpoints").rglob("*") if file.is_file())
-    found = {"seconds": seconds, "memory": peak_memory(runtime(context.recipe.machine)), "checkpoints": checkpoints}
-    durable.write_json(context.folder / MEASURED, {"key": context.keys["train"], **found})
-
-
-def compared(folder: Path, key: str) -> dict[str, Any]:
-    """What was foretold of the training of this key and what it took: {} where either is not known."""
-    foretold, measured = durable.read_json(folder / FORECAST), durable.read_json(folder / MEASURED)
-    if foretold.get("key") != key or measured.get("key") != key:
-        return {}
-    return {
-        "seconds": [foretold["seconds"], measured["seconds"]],
-        "memory": [foretold["memory"], measured["memory"]],
-    }
-
-
-def said(found: Mapping[str, Any]) -> str:
-    """The comparison as a sentence."""
-    from formary.train.records import duration
-
-    def off(pair: Sequence[float]) -> str:
-        share = pair[1] / pair[0] - 1
-        return f"{abs(share):.0%} {'more' if share > 0 else 'less'}"
-
-    (seconds, took), (memory, held) = found["seconds"], found["memory"]
-    return (
-        f"formary doctor had foretold {duration(seconds)} of training and {memory / 1e9:.2g} GB of memory; it took "
-        f"{duration(took)} ({off((seconds, took))}) and {held / 1e9:.2g} GB ({off((memory, held))})."
-    )

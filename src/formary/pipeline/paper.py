@@ -17,9 +17,9 @@ import torch
 from formary.data import tokenizer as tokenizers
 from formary.evaluate.interval import Interval
 from formary.pipeline.context import Context, open_tokens
-from formary.pipeline.forecast import compared, said
+from formary.pipeline.findings import Energy, Metric, ReportData, Sample
+from formary.pipeline.foretold import compared, said
 from formary.pipeline.private import statement
-from formary.pipeline.report import Energy, Metric, ReportData, Sample
 from formary.recipe import to_yaml
 from formary.train.machine import cpu_name, physical_cores, runtime
 from formary.train.profiling import FOLDER, TABLE

@@ -150,7 +150,7 @@ def _tokens(context: Context) -> None:
 
 def _train(context: Context) -> float:
     from formary.pipeline import resuming
-    from formary.pipeline.forecast import measured_training
+    from formary.pipeline.foretold import measured_training
     from formary.train.forecast import reset_peak
 
     if context.processes.leads:
