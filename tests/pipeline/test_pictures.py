@@ -11,7 +11,10 @@ from rich.console import Console
 
 from formary.data.images import data_uri
 from formary.infer.loaded import load
+from formary.pipeline.measure import rows_for
 from formary.pipeline.run import run
+from formary.recipe.reading import parse
+from formary.tasks.generate_image import GenerateImage
 
 _RNG = np.random.default_rng(8)
 _ATTACK = "<b>coat</b>"
@@ -192,6 +195,30 @@ def test_numbers_and_columns_are_called_as_in_the_training_data(command, tmp_pat
     told = json.loads(result.stdout)
     ran = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert told["metrics"][0]["model"]["value"] == pytest.approx(ran["metrics"][0]["model"]["value"])
+
+
+def test_a_task_that_does_not_ask_for_a_picture_takes_one_where_there_is_one(tmp_path):
+    rows = [{"image": data_uri(picture(n)), "label": "ab"[n % 2]} for n in range(8)]
+    recipe = parse("""
+        name: t
+        task: generate_image
+        data: {sources: [x]}
+        model: {preset: gpt-mini, size: 1x32}
+        train: {objective: {side: 6, colours: 4}}
+        """)
+    task = GenerateImage.learn(recipe, GenerateImage.vocabulary(recipe, rows), rows, start=None)
+    assert rows_for(task, "a", columns={}, answers=False) == ([{"label": "a"}], [])
+    for number in range(2):
+        (tmp_path / "in/b").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number)).save(tmp_path / f"in/b/{number}.png")
+    (tmp_path / "in/b/2.png").write_text("broken")
+    found, notes = rows_for(task, str(tmp_path / "in"), columns={}, answers=False)
+    assert [set(row) for row in found] == [{"image"}] * 2 and "1 of 3" in notes[0]
+    found, _ = rows_for(task, str(tmp_path / "in"), columns={}, answers=True)
+    assert [row["label"] for row in found] == ["b", "b"]
+    (tmp_path / "asked.jsonl").write_text('{"label": "a"}\n{"label": "b", "seed": 3}\n')
+    found, notes = rows_for(task, str(tmp_path / "asked.jsonl"), columns={}, answers=False)
+    assert found == [{"label": "a"}, {"label": "b", "seed": 3}] and not notes
 
 
 def test_two_models_are_compared_on_a_folder(model, command, tmp_path):

@@ -83,7 +83,9 @@ def picture(number: int = 0, side: int = 12) -> str:
 @cache
 def seer(task: str) -> Model:
     """A model of a task on pictures, not trained."""
-    preset = {"classify_image": "vit-mini", "detect": "yolos-mini"}.get(task, "caption-mini")
+    presets = {"classify_image": "vit-mini", "detect": "yolos-mini", "generate_image": "gpt-mini"}
+    preset = presets.get(task, "caption-mini")
+    switches = {} if task == "generate_image" else {"image_size": 8, "patch_size": 4}
     rows = [{"image": picture(n), "label": "ab"[n % 2], "caption": f"a {'cat' if n % 2 else 'dog'}"} for n in range(6)]
     if task == "detect":
         rows = [{"image": row["image"], "boxes": [[1, 1, 4, 4]], "labels": [row["label"]]} for row in rows]
@@ -94,8 +96,8 @@ def seer(task: str) -> Model:
         model:
           preset: {preset}
           size: 1x32
-          switches: {{image_size: 8, patch_size: 4}}
-        train: {{batch: 4, context: 32}}
+          switches: {switches}
+        train: {{batch: 4, context: 32, objective: {{side: 6, colours: 4}}}}
         """)
     kind = labelled_task(task)
     made = kind.learn(recipe, kind.vocabulary(recipe, rows), rows, start=None)

@@ -159,6 +159,22 @@ def test_a_model_without_words_has_no_tokens(seeing: Any) -> None:
     assert refused.status_code == 400 and "reads no text" in refused.json()["error"]["message"]
 
 
+def test_a_model_that_paints_takes_labels_and_beginnings_of_pictures(
+    start: Any, models: Any, picture: Picture, tmp_path: Any
+) -> None:
+    with start({"painter": models["seer"]("generate_image")}) as made:
+        asked = ["a", {"label": "b", "seed": 1}, {"image": picture(3)}]
+        found = made.post("/v1/predict/painter", {"inputs": asked})
+        assert found.status_code == 200, found.text
+        assert all(answer["image"].startswith("data:image/png;base64,") for answer in found.json()["answers"])
+        refused = made.post("/v1/predict/painter", {"inputs": ["a", {"image": str(tmp_path / "a.png")}]})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "inputs[1]"
+        (told,) = made.client.get("/v1/models").json()["data"]
+        assert told["abilities"] == ["predict"]
+        (shown,) = made.client.get("/playground/models").json()["models"]
+        assert shown["tabs"] == []
+
+
 def test_captions_take_the_options_of_writing(seeing: Any, picture: Picture) -> None:
     body = {"inputs": [picture(1), picture(2)], "beams": 2, "max_tokens": 5}
     found = seeing.post("/v1/predict/caption", body)

@@ -216,6 +216,12 @@ def test_models_of_pictures_and_items_have_tabs_of_their_own(models: dict[str, C
     assert tabs(models["recommender"]()) == ["recommend"]
 
 
+def test_every_unit_of_speed_has_its_word() -> None:
+    from formary.recipe.schema import UNITS
+
+    assert all(f"  unit_{unit}: [" in FILES["strings.js"] for unit in {"tokens", *UNITS.values()})
+
+
 def test_items_are_found_by_name_and_text(start: Any, models: Any, tmp_path: Path) -> None:
     rows = [{"item": f"film-{n}", "text": f"The {n}th <b>Night</b>" if n % 2 else f"Ein Morgen {n}"} for n in range(30)]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))

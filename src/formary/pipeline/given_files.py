@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from formary.data.files import expand, kind_of
+from formary.data.files import expand, file_of, kind_of
 from formary.data.images import SUFFIXES, is_data_uri
 from formary.data.records import Row, label_names
 from formary.data.source import Source
@@ -19,6 +20,12 @@ from formary.tasks.protocol import LabelledTask
 
 _FOLDER = {"label": "@folder"}  # what a picture in a folder is labelled by
 _NAMED = 3  # files that a note names
+
+
+def gives_files(task: LabelledTask, given: str) -> bool:
+    """Whether what a command was given is read as files: always, where the task asks for them; else where they are there."""
+    asked = set(task.form.files) & set(task.asks)
+    return bool(asked) or (bool(task.form.files) and file_of(Path(given)).exists())
 
 
 def file_rows(
@@ -58,13 +65,14 @@ def _read(task: LabelledTask, given: str, columns: Mapping[str, str], answers: b
             f"files, and tables (CSV, JSONL, Parquet) with a column '{column}'"
         )
     in_folders = all(kind_of(path)[0] == "picture" for path in paths)
-    needed = task.form.columns if answers else task.asks
-    if answers and in_folders and "label" not in task.form.columns:
+    needed = task.form.columns if answers else tuple(name for name in task.asks if name in task.form.columns)
+    if answers and in_folders and {*task.form.columns} - {column, "label"}:
         raise FormaryError(
             f"{given}: the right answers are missing; name the files in a CSV or JSONL with the columns "
             f"{' and '.join(task.form.columns)}"
         )
-    found = dict(_FOLDER) if answers and in_folders else {}
+    labelled = "label" in task.form.columns or bool(getattr(task, "labels", ()))
+    found = dict(_FOLDER) if answers and in_folders and labelled else {}
     if not in_folders and origin is not None:
         head = next(iter(Source([given], required=())), None)
         there = head.values if head else {}
@@ -89,7 +97,11 @@ def _readable(task: LabelledTask, rows: Sequence[Row], given: str) -> tuple[list
     if unreadable is None:
         return [row.values for row in rows], []
     with ThreadPoolExecutor() as threads:
-        said = list(threads.map(unreadable, (row.values for row in rows)))
+        given_one = [column in task.asks or row.values.get(column) is not None for row in rows]
+        said = [
+            reason if there else None
+            for there, reason in zip(given_one, threads.map(unreadable, (row.values for row in rows)))
+        ]
     # A row of a picture alone is called by its file already.
     reasons = [reason and reason.removeprefix(f"{row.values.get(column)}: ") for row, reason in zip(rows, said)]
     refused = [(row, reason) for row, reason in zip(rows, reasons) if reason]
@@ -109,7 +121,8 @@ def _check_labels(task: LabelledTask, rows: Sequence[Mapping[str, Any]], given: 
     known = getattr(task, "labels", ())
     if not known or getattr(task, "kind", "") == "regression":
         return
-    seen = dict.fromkeys(name for row in rows for name in label_names(row.get("label", [])))
+    labels = (row.get("label") for row in rows)
+    seen = dict.fromkeys(name for label in labels if label is not None for name in label_names(label))
     if seen and not set(seen) & set(known):
         raise DataError(
             f"{given}: none of its labels ({_some(seen)}) is one of the model's ({_some(known)}); files in folders have the "

@@ -24,7 +24,7 @@ from formary.evaluate.language_model import causal_metrics
 from formary.infer.loaded import Model, load
 from formary.model.topologies import Decoder
 from formary.pipeline.answering import answered
-from formary.pipeline.given_files import file_rows
+from formary.pipeline.given_files import file_rows, gives_files
 from formary.pipeline.progress import bar
 from formary.recipe.schema import Evaluate, Machine
 from formary.tasks.protocol import LabelledTask
@@ -203,7 +203,7 @@ def rows_for(
     Args:
         answers: whether the rows must have the right answers, or only what the task asks.
     """
-    if task.form.files:
+    if gives_files(task, given):
         return file_rows(task, given, columns=columns, answers=answers, lines=sys.stdin if given == "-" else ())
     return _rows_for(task, given, columns=columns, answers=answers), []
 

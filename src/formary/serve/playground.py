@@ -245,13 +245,14 @@ def tabs(model: Model) -> list[str]:
     """What a model can do, best first: chat, complete, translate, rewrite, classify, tag, span, embed, ..."""
     found: list[str] = []
     try:
-        tab = _TABS.get(model.task.answers)
+        answers: str | None = model.task.answers
     except FormaryError:
-        tab = None
+        answers = None
+    tab = _TABS.get(answers) if answers else None
     if tab is not None and model.config.embedder == "patches":
         return ["picture"]
-    if tab == "recommend":  # its tokens are things, no words
-        return [tab]
+    if answers in ("ranking", "pictures"):  # its tokens are things, no words
+        return [tab] if tab else []
     if isinstance(model.network, EncoderDecoder):
         return ["translate" if tab == "translate" else "rewrite"]
     if tab is not None and not (tab == "translate" and model.chat_template):

@@ -91,16 +91,18 @@ def _with_files(task: LabelledTask, inputs: Sequence[Any]) -> list[Any]:
     """
     rows, reader = rows_of(task, inputs), getattr(task, "pictures", None)
     for column in task.form.files:
-        places = [f"inputs[{number}]: {column}" for number in range(len(rows))]
-        values = [row.get(column) for row in rows]
+        sending = [n for n, row in enumerate(rows) if column in task.asks or row.get(column) is not None]
+        places = [f"inputs[{number}]: {column}" for number in sending]
+        values = [rows[number].get(column) for number in sending]
         try:
-            if reader is None:
+            if reader is None and sending:
                 raise DataError(f"{places[0]}: files cannot be sent to task {task.name}")
-            sent = reader.received(values, places, most_pixels=limits.PIXELS)
+            sent = reader.received(values, places, most_pixels=limits.PIXELS) if reader else []
         except DataError as error:
             named = str(error).partition(":")[0]
             raise ApiError(400, str(error), param=named, code="invalid_value") from error
-        rows = [{**row, column: value, SENT: size} for row, (value, size) in zip(rows, sent)]
+        for number, (value, size) in zip(sending, sent, strict=True):
+            rows[number] = {**rows[number], column: value, SENT: size}
     return list(rows)
 
 

@@ -71,8 +71,8 @@ class Served:
     def abilities(self) -> tuple[Ability, ...]:
         """Which routes it can answer."""
         found: list[Ability] = []
-        ranks = self.task is not None and self.model.task.answers == "ranking"  # its tokens are things, no words
-        if writes(self.model.network) and self.model.reads_text and not ranks:
+        things = self.task is not None and self.model.task.answers in ("ranking", "pictures")  # its tokens are no words
+        if writes(self.model.network) and self.model.reads_text and not things:
             found.append("completions")
             if self.model.chat_template is not None:
                 found.append("chat")

@@ -218,6 +218,7 @@ const SENTENCES = {
   count_of: ["{count} {unit}", "{count} 个{unit}"],
   unit_tokens: ["tokens", "词元"],
   unit_images: ["images", "图像"],
+  unit_pixels: ["pixels", "像素"],
   unit_items: ["items", "物品"],
   unit_points: ["points", "数据点"],
   unit_cells: ["cells", "单元格"],
