@@ -44,6 +44,7 @@ def test_what_sticks_out_by_less_than_a_pixel_is_cut():
         ({"labels": []}, "row 4: there is neither a field 'boxes'.*data.columns.corners"),
         ({"boxes": [[1, 2, 3, 4]], "labels": []}, "row 4: 'boxes' and 'labels' are two lists of the same length, not 1 and 0"),
         ({"boxes": [[1, 2, 3, 4]]}, "not 1 and nothing"),
+        ({"boxes": [[1, 2, 3, 4]], "labels": [["a", "b"]]}, "row 4: a label is a name or a number, not .'a', 'b'"),
         ({"boxes": [[1, 2, 3]], "labels": ["a"]}, "row 4, box 1: a box is four numbers"),
         ({"boxes": [[1, 2, 3, "x"]], "labels": ["a"]}, "row 4, box 1: a box is four numbers"),
         ({"boxes": [[1, 2, 0, 4]], "labels": ["a"]}, r"row 4, box 1: \[1, 2, 0, 4\] has no area \(x, y, width, height\)"),

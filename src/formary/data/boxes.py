@@ -67,10 +67,14 @@ def boxes_of(row: Row, where: str, *, size: tuple[int, int] | None = None) -> Bo
         )
     kept = [place for place, label in enumerate(labels) if label not in _NO_LABEL]
     corners = np.array([_corners(given[place], column, f"{where}, box {place + 1}", size) for place in kept])
-    crowd, numbers = row.get("crowd") or [], row.get("category_ids") or []
+    named = [labels[place] for place in kept]
+    wrong = [label for label in named if not isinstance(label, str | int | float)]
+    if wrong:
+        raise DataError(f"{where}: a label is a name or a number, not {wrong[0]!r:.40}")
+    crowd, numbers = (value if isinstance(value := row.get(name), list) else [] for name in ("crowd", "category_ids"))
     return Boxes(
         corners.reshape(-1, 4),
-        tuple(label_names(labels[place])[0] for place in kept),
+        tuple(label_names(label)[0] for label in named),
         np.array([bool(crowd[place]) if place < len(crowd) else False for place in kept], dtype=bool),
         tuple(numbers[place] for place in kept if place < len(numbers)),
     )
