@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,8 +50,7 @@ def test_float32_is_the_model_itself_and_int8_a_rounded_one(make_model: Callable
 def test_auto_keeps_a_model_whose_perplexity_would_rise(
     make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = iter([10.2, 10.0])
-    monkeypatch.setattr(probe, "perplexity", lambda *_: next(values))
+    monkeypatch.setattr(probe, "_rise", lambda *_: 0.02)
     model, choice = make_model().in_precision("auto")
     assert not is_rounded(model) and choice.precision == "float32" and "2.0%" in choice.reason
 
@@ -58,14 +58,41 @@ def test_auto_keeps_a_model_whose_perplexity_would_rise(
 def test_auto_keeps_a_model_that_would_be_slower_and_takes_one_that_is_faster(
     make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "perplexity", lambda *_: 10.0)
+    monkeypatch.setattr(probe, "_rise", lambda *_: 0.0)
     for speedup, precision in ((0.8, "float32"), (1.7, "int8")):
         monkeypatch.setattr(probe, "_speedup", lambda *_, speedup=speedup: speedup)
         model, choice = make_model().in_precision("auto")
         assert choice.precision == precision and is_rounded(model) == (precision == "int8")
 
 
-def test_the_speed_of_both_is_measured(make_model: Callable[..., Model]) -> None:
+@pytest.mark.parametrize(
+    ("rise", "spread", "parts", "expected"),
+    [
+        (0.004, 0.01, 1, 0.004),  # clearly below one per cent
+        (0.05, 0.1, 1, 0.05),  # clearly above
+        (0.005, 0.4, 6, 0.005),  # the text ends before it is clear
+        (math.inf, 0.0, 1, math.nan),
+    ],
+)
+def test_more_of_the_text_is_read_until_the_rise_is_clear(
+    monkeypatch: pytest.MonkeyPatch, rise: float, spread: float, parts: int, expected: float
+) -> None:
+    read: list[str] = []
+    noise = np.random.default_rng(0).normal(0, spread, 3000)
+    noise = (noise - noise.mean()).reshape(6, 500)
+
+    def logprobs(network: str, part: int, source: None) -> np.ndarray:
+        read.append(network)
+        return np.full(500, -3.0) - (noise[part] + math.log1p(rise) if network == "rounded" else 0.0)
+
+    monkeypatch.setattr(probe, "_logprobs", logprobs)
+    found = probe._rise("network", "rounded", list(range(6)), None)  # type: ignore[arg-type]
+    assert read.count("rounded") == read.count("network") == parts
+    assert found == pytest.approx(expected, abs=spread / 20 if parts == 1 else 1e-6, nan_ok=True)
+
+
+def test_the_speed_of_both_is_measured(make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_rise", lambda *_: 0.0)
     choice = make_model().in_precision("auto")[1]
     assert choice.speedup is not None and 0 < choice.speedup < 100
 
@@ -104,5 +131,22 @@ def test_an_unknown_precision_is_refused_by_name(make_model: Callable[..., Model
         make_model().in_precision("int4")
 
 
-def test_the_sample_text_is_in_the_package() -> None:
-    assert len((Path(probe.__file__).parent / "sample.txt").read_text(encoding="utf-8")) > 4000
+def test_the_sample_texts_are_in_the_package() -> None:
+    for name, characters in (("sample.txt", 12000), ("sample.zh.txt", 3000)):
+        assert len((Path(probe.__file__).parent / name).read_text(encoding="utf-8")) > characters
+
+
+def test_the_text_that_the_model_finds_likelier_judges(make_network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [
+        (Path(probe.__file__).parent / name).read_text(encoding="utf-8") for name in ("sample.txt", "sample.zh.txt")
+    ]
+    tokenizer = train_tokenizer(texts, schema.Tokenizer(kind="bytes"), task="causal_lm")
+    network = make_network("gpt-mini", vocab_size=tokenizer.vocab_size, context=128).float()
+    first = [tokenizer.encode(text)[:20] for text in texts]
+    for liked in (0, 1):
+        monkeypatch.setattr(
+            probe, "_likely", lambda _, tokens, liked=liked: -1.0 if tokens[:20] == first[liked] else -9.0
+        )
+        calibrating, parts = probe._sample(network, tokenizer)
+        assert calibrating[0, :20].tolist() == first[liked]
+        assert len(parts) == 5 and all(part.shape == (1, 128) for part in parts)

@@ -1,17 +1,20 @@
-"""In which precision a model had better run here: measured on the model itself, in a second or two, when it is opened.
+"""In which precision a model had better run here: measured on the model itself, in some seconds, when it is opened.
 
 Eight bits are taken where they are faster and raise the perplexity of a real text by at most one per cent; otherwise
-the model stays as it is. `kernels` does the rounding; this decides.
+the model stays as it is. More of the text is read until it is clear on which side of that the rise lies, or it ends. `kernels` does the rounding; this decides.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from formary.data.tokenizer import Tokenizer
@@ -19,7 +22,6 @@ from formary.errors import RequestError
 from formary.infer.fused_encoder import FusedEncoder, fits
 from formary.infer.kernels import available, quantised
 from formary.infer.stepper import Stepper, writes
-from formary.model.config import ModelConfig
 from formary.model.topologies import EncoderDecoder, Network
 
 PRECISIONS = ("auto", "float32", "int8")
@@ -28,8 +30,13 @@ MOST_RISE = 0.01
 LEAST_SPEEDUP = 1.1
 
 _CALIBRATION = 384  # tokens that choose how a layer is rounded
-_JUDGING = 512  # tokens whose perplexity is compared
+_JUDGING = 512  # tokens whose perplexity is compared at a time
+_FEWEST = 64  # that are worth comparing
+_MOST_PARTS = 5
+_TEXTS = ("sample.txt", "sample.zh.txt")  # English and Chinese
+_CLEAR = 3.0  # standard errors between the rise and what is allowed, from which on no more is read
 _STEPS = 12
+_LARGEST = 700.0  # whose exponential is a number
 
 
 @dataclass(frozen=True)
@@ -67,14 +74,14 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
             return network, Choice("float32", "it reads and does not write")
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or "int8" not in available():
             return network, Choice("float32", "there is no eight-bit product for it here")
-    first, second = _sample(tokenizer, network.config)
+    first, parts = _sample(network, tokenizer)
     source = first[:, : network.config.encoder.context] if network.config.encoder is not None else None
     rounded = quantised(network, first, source=source)
     if fits(rounded):
         rounded = FusedEncoder(rounded)
     if not writes(network):
         return rounded, Choice("int8", "asked for")
-    rise = perplexity(rounded, second, source) / perplexity(network, second, source) - 1
+    rise = _rise(network, rounded, parts, source)
     if precision == "int8":
         return rounded, Choice("int8", "asked for", rise=rise)
     if not rise <= MOST_RISE:  # also when it is not a number
@@ -89,26 +96,62 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
 
 def perplexity(network: Network, tokens: Tensor, source: Tensor | None = None) -> float:
     """exp of the mean loss of each token (1, seq) but the first, given those before it."""
+    return math.exp(min(-float(_logprobs(network, tokens, source).mean()), _LARGEST))
+
+
+def _rise(network: Network, rounded: Network, parts: Sequence[Tensor], source: Tensor | None) -> float:
+    """The perplexity of `rounded` over that of `network`, less 1, on as many parts of the text as make it clear."""
+    differences = np.zeros(0)
+    for part in parts:
+        with np.errstate(invalid="ignore"):
+            found = _logprobs(network, part, source) - _logprobs(rounded, part, source)
+        differences = np.append(differences, found)
+        if not np.isfinite(differences).all():
+            return math.nan
+        error = differences.std() / len(differences) ** 0.5
+        if abs(differences.mean() - math.log1p(MOST_RISE)) > _CLEAR * error:
+            break
+    return math.expm1(min(float(differences.mean()), _LARGEST))
+
+
+def _logprobs(network: Network, tokens: Tensor, source: Tensor | None) -> NDArray[np.float64]:
+    """The log-probability of each token (1, seq) but the first, given those before it: (seq - 1,)."""
     read = None if source is None else source[0].tolist()
-    logprobs = Stepper(network, slots=1, context=1).token_logprobs(tokens[0].tolist(), read)
-    return math.exp(min(-sum(logprobs) / len(logprobs), 700.0))
+    return np.array(Stepper(network, slots=1, context=1).token_logprobs(tokens[0].tolist(), read), dtype=np.float64)
 
 
-def _sample(tokenizer: Tokenizer, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Tokens of a real text that calibrate and tokens that judge, each (1, seq).
+def _sample(network: Network, tokenizer: Tokenizer) -> tuple[Tensor, list[Tensor]]:
+    """Tokens of a real text that calibrate, (1, seq), and parts of it that judge, each (1, seq).
 
-    A vocabulary that cannot spell the text gives its own tokens in a scattered order.
+    The text is English or Chinese, whichever the network finds likelier; of what it cannot read its rounding says little. A
+    vocabulary that can spell neither gives its own tokens in a scattered order.
     """
-    text = resources.files("formary.infer").joinpath("sample.txt").read_text(encoding="utf-8")
-    tokens = tokenizer.encode(text)
-    unknown = tokenizer.unk_id
-    if len(tokens) < 64 or (unknown is not None and tokens.count(unknown) > len(tokens) // 2):
+    config, unknown = network.config, tokenizer.unk_id
+    package = resources.files("formary.infer")
+    readable = []
+    for name in _TEXTS:
+        text = package.joinpath(name).read_text(encoding="utf-8")
+        tokens = tokenizer.encode(text)
+        if len(tokens) >= _FEWEST and (unknown is None or tokens.count(unknown) <= len(tokens) // 2):
+            readable.append((len(text.encode()) / len(tokens), tokens))
+    if not readable:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(config.vocab_size, (_CALIBRATION + _JUDGING,), generator=generator).tolist()
-    context = config.context
+    elif len(readable) == 1 or not writes(network):
+        tokens = readable[0][1]
+    else:
+        _, tokens = max(readable, key=lambda one: _likely(network, one[1]) / one[0])
     half = min(_CALIBRATION, len(tokens) // 2)
-    calibrating, judging = tokens[: min(half, context)], tokens[half : half + min(_JUDGING, context)]
-    return torch.tensor([calibrating]), torch.tensor([judging])
+    size = min(_JUDGING, config.context)
+    parts = [tokens[start : start + size] for start in range(half, len(tokens), size)][:_MOST_PARTS]
+    worth = [part for part in parts if len(part) >= min(_FEWEST, size)] or parts[:1]
+    return torch.tensor([tokens[: min(half, config.context)]]), [torch.tensor([part]) for part in worth]
+
+
+def _likely(network: Network, tokens: Sequence[int]) -> float:
+    """The mean log-probability of a text's first tokens."""
+    first = torch.tensor([tokens[: min(_FEWEST, network.config.context)]])
+    return float(_logprobs(network, first, first if network.config.encoder is not None else None).mean())
 
 
 def _speedup(network: Network, rounded: Network) -> float:
