@@ -30,6 +30,10 @@ NAMES = {
     "bits_per_byte": "bits per byte",
     "loss": "loss (nats per token)",
     "masked_accuracy": "accuracy on masked tokens",
+    "map@50:95": "mAP@50:95",
+    "map@50": "mAP@50",
+    "map@75": "mAP@75",
+    "ar@100": "AR@100",
 }
 TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the model does)
     "causal_lm": ("text-generation", "AutoModelForCausalLM", "writes on from a text"),
