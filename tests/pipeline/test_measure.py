@@ -17,7 +17,7 @@ from formary.hub.checkpoint import save
 from formary.infer.loaded import Model
 from formary.infer.stepper import Stepper
 from formary.model.topologies import build
-from formary.pipeline.measure import measure, measure_rows, rows_for
+from formary.pipeline.measure import compare, measure, measure_rows, rows_for
 from formary.recipe.presets import preset
 from formary.recipe.reading import parse
 from formary.recipe.schema import Evaluate
@@ -200,3 +200,24 @@ def test_notes_tell_of_each_row_once(tmp_path):
     notes = measure_rows(model, "m", [rows_file(tmp_path, given)])["notes"]
     assert any(note.startswith("1 text was longer") for note in notes)
     assert all("2 " not in note.split("context")[0] for note in notes)
+
+
+def test_an_untouched_model_is_compared_with_the_one_that_was_fine_tuned_from_it(tmp_path):
+    network, tokenizer = small()
+    for name, formary_json in (
+        ("tuned", {"task": "chat", "settings": {"context": 96, "longest_answer": 8}}),
+        ("plain", None),
+    ):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, network, formary=formary_json)
+        tokenizer.save(tmp_path / name)
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(8)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for first, second in (("tuned", "plain"), ("plain", "tuned")):
+        found = compare(str(tmp_path / first), str(tmp_path / second), str(tmp_path / "rows.jsonl"))
+        assert found["rows"] == 8 and found["verdict"] == "cannot tell which is better"
+        assert found["metrics"][0]["model"] == found["metrics"][0]["baselines"]["B"]
+    with pytest.raises(FormaryError, match="has no head for a task"):
+        compare(str(tmp_path / "plain"), str(tmp_path / "plain"), str(tmp_path / "rows.jsonl"))

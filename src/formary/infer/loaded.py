@@ -262,12 +262,7 @@ class Model:
         Raises:
             RequestError: it has neither, so it only writes or fills in.
         """
-        from formary.tasks.registry import labelled_task
-
-        name = self.formary.get("task") or _TASKS.get((self.config.embedder, self.config.head))
-        if name == "embed" and not isinstance(self.network, Encoder):
-            name = None
-        kind = labelled_task(name) if name else None
+        kind = self._task_kind
         if kind is None:
             what = "fills in masks" if isinstance(self.network, Encoder) else "writes text"
             raise RequestError(
@@ -275,6 +270,27 @@ class Model:
                 "or the like"
             )
         return kind.of_model(self.config, self.tokenizer, self.formary.get("settings", {}))
+
+    @property
+    def has_task(self) -> bool:
+        """Whether it was trained to answer, and does not only write or fill in."""
+        return self._task_kind is not None
+
+    def with_task_of(self, other: Model) -> Model:
+        """This model for the task of another, such as an untouched one beside one that was fine-tuned from it."""
+        changed = copy.copy(self)
+        changed.formary = {name: other.formary[name] for name in ("task", "settings") if name in other.formary}
+        changed.__dict__.pop("task", None)  # what was cached is of before
+        return changed
+
+    @property
+    def _task_kind(self) -> type[LabelledTask] | None:
+        from formary.tasks.registry import labelled_task
+
+        name = self.formary.get("task") or _TASKS.get((self.config.embedder, self.config.head))
+        if name == "embed" and not isinstance(self.network, Encoder):
+            name = None
+        return labelled_task(name) if name else None
 
     def in_precision(self, precision: str) -> tuple[Model, Choice]:
         """This model in "float32", "int8", or ("auto") what measures best here, and why; see `probe.prepared`."""

@@ -22,12 +22,13 @@ from formary.evaluate.benchmark import Benchmark
 from formary.evaluate.labelled import suite_of
 from formary.evaluate.language_model import causal_metrics
 from formary.infer.loaded import Model, load
+from formary.infer.stepper import writes
 from formary.model.topologies import Decoder
 from formary.pipeline.answering import answered
 from formary.pipeline.given_files import file_rows, gives_files
 from formary.pipeline.progress import bar
 from formary.recipe.schema import Evaluate, Machine
-from formary.tasks.protocol import LabelledTask
+from formary.tasks.protocol import LabelledTask, WritingTask
 from formary.tasks.registry import labelled_task
 from formary.train.machine import runtime
 
@@ -167,10 +168,14 @@ def compare(
 ) -> dict[str, Any]:
     """Both models on the same rows; the verdict is about A, by the first metric's paired interval.
 
+    A model that only writes takes the task of the other where that is to write: so an untouched chat model can be measured
+    beside one that was fine-tuned from it.
+
     Raises:
         FormaryError: the models are of different tasks, or one has none.
     """
     a, b = load(model_a), load(model_b)
+    a, b = _for_task_of(a, b), _for_task_of(b, a)
     if a.task.name != b.task.name:
         raise FormaryError(
             f"{model_a} is for task {a.task.name} and {model_b} for {b.task.name}: they cannot be compared"
@@ -180,6 +185,11 @@ def compare(
     verdict = metrics[0]["verdicts"]["B"]
     said = {"better": "A is better", "worse": "B is better", "cannot tell": "cannot tell which is better"}[verdict]
     return {"a": model_a, "b": model_b, "rows": len(rows), "verdict": said, "metrics": metrics, "notes": notes}
+
+
+def _for_task_of(model: Model, other: Model) -> Model:
+    takes = not model.has_task and writes(model.network) and other.has_task and isinstance(other.task, WritingTask)
+    return model.with_task_of(other) if takes else model
 
 
 def _metrics(
