@@ -56,7 +56,7 @@ def _task(rows, recipe=None):
 def test_a_tiny_model_finds_what_it_learned(learned):
     rows = _rows()
     task = _task(rows)
-    answers = task.predict(learned(task, rows, steps=600, clip=1.0), rows)
+    answers = task.predict(learned(task, rows, steps=420, clip=1.0), rows)
     found = detections.found_of(detections.truths_of(rows), answers)
     assert all(at[0].precision(np.ones((1, len(rows))))[0] > 0.9 for at in found.values())
     first = answers[0]["boxes"]
