@@ -94,11 +94,6 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
     return rounded, Choice("int8", f"{speedup:.1f} times as fast, perplexity {rise:+.1%}", speedup, rise)
 
 
-def perplexity(network: Network, tokens: Tensor, source: Tensor | None = None) -> float:
-    """exp of the mean loss of each token (1, seq) but the first, given those before it."""
-    return math.exp(min(-float(_logprobs(network, tokens, source).mean()), _LARGEST))
-
-
 def _rise(network: Network, rounded: Network, parts: Sequence[Tensor], source: Tensor | None) -> float:
     """The perplexity of `rounded` over that of `network`, less 1, on as many parts of the text as make it clear."""
     differences = np.zeros(0)
