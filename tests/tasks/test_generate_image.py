@@ -166,6 +166,7 @@ def test_it_is_the_same_from_its_folder(task, network, tmp_path):
         ({"label": "bars", "image": None, "keep": 2}, None),
         ({"image": picture("bars"), "keep": 1}, "field 'keep' holds 1; give the share"),
         ({"image": picture("bars"), "keep": "half"}, "field 'keep' holds 'half'"),
+        ({"label": "bars", "seed": "one"}, "row 1: field 'seed' holds 'one'; give a whole number"),
     ],
 )
 def test_bad_rows_are_told(task, network, row, says):

@@ -176,6 +176,7 @@ class GenerateImage:
         """The label, and of a picture to go on from the upper part: `keep` of it (half, if a row does not say)."""
         begin = self._begin(row, where)
         kept = self._kept(row, where)
+        _seed(row, where)
         if not kept:
             return (begin,)
         codes = self.palette.nearest(self.pictures.one(row, where))
@@ -186,7 +187,7 @@ class GenerateImage:
         return {
             "max_tokens": self.pixels - self._kept(row, "row"),
             "temperature": 1.0,
-            "seed": int(row.get("seed") or 0),
+            "seed": _seed(row, "row"),
             "logit_bias": dict.fromkeys(others, _NEVER),
         }
 
@@ -265,6 +266,14 @@ def _side_of(recipe: Recipe) -> int:
             f"{_LARGEST} are written"
         )
     return side
+
+
+def _seed(row: Row, where: str) -> int:
+    """Which of the pictures that it could paint a row asks for."""
+    seed = row.get("seed")
+    if seed is None or (isinstance(seed, int) and not isinstance(seed, bool)):
+        return seed or 0
+    raise DataError(f"{where}: field 'seed' holds {seed!r:.40}; give a whole number")
 
 
 def _label(row: Row) -> list[str]:
