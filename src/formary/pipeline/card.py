@@ -13,7 +13,6 @@ import yaml
 from formary import durable
 from formary.pipeline.findings import ReportData
 from formary.pipeline.report import (
-    NAMES,
     TASKS,
     clock,
     continuation,
@@ -21,6 +20,7 @@ from formary.pipeline.report import (
     energy_of,
     headline,
     interval_text,
+    measure_name,
     model_sentence,
     plain,
     settings_of,
@@ -108,7 +108,7 @@ def _metric_table(report: ReportData) -> str:
     lines.append("|---|---|---|" + "---|" * len(names))
     for m in report.metrics:
         others = [f"{interval_text(m.baselines[n])}: {m.verdict(n)}" if n in m.baselines else "–" for n in names]
-        name = NAMES.get(m.metric, m.metric.replace("_", " "))
+        name = measure_name(m.metric)
         lines.append("| " + " | ".join(map(_cell, [name, m.protocol, interval_text(m.model), *others])) + " |")
     return "\n".join(line.rstrip() for line in lines)
 

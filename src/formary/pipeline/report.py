@@ -75,7 +75,7 @@ def headline(report: ReportData) -> str:
     metric = _main_metric(report)
     if metric is None:
         return f"{report.name}: nothing was measured"
-    measured = interval_text(metric.model, unit=NAMES.get(metric.metric, metric.metric.replace("_", " ")))
+    measured = interval_text(metric.model, unit=measure_name(metric.metric))
     baseline = metric.strongest
     if baseline is None:
         return f"{measured}; no baseline was measured"
@@ -84,6 +84,11 @@ def headline(report: ReportData) -> str:
     if verdict == "cannot tell":
         return f"{measured}; no clear difference from {_the(baseline)} at {at}"
     return f"{measured}; {verdict} than {_the(baseline)} at {at}"
+
+
+def measure_name(metric: str) -> str:
+    """A metric as the field writes it."""
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def _the(baseline: str) -> str:
@@ -121,7 +126,7 @@ def render_report(report: ReportData) -> str:
         "lang": lambda text: language_of(text, report.language),
         "label": lambda key: str(key).replace("_", " "),
         "plain": plain,
-        "measure": lambda name: NAMES.get(name, name.replace("_", " ")),
+        "measure": measure_name,
         "interval": interval_text,
         "capitalise": _capital,
         "unbroken": _unbroken,
@@ -202,7 +207,7 @@ def _facts(report: ReportData) -> list[tuple[str, str]]:
     others = [metric for metric in report.metrics if first and metric.metric != first.metric]
     facts = [
         (
-            NAMES.get(metric.metric, metric.metric.replace("_", " ")),
+            measure_name(metric.metric),
             number(metric.model.value, decimals_for(metric.model)),
         )
         for metric in [first, *others[:1]]
@@ -226,7 +231,7 @@ def _interval_figure(metric: Metric | None) -> Markup:
     baselines = sorted(metric.baselines.items(), key=lambda item: item[1].value, reverse=metric.upward)
     rows = [figures.Row("this model", metric.model, model=True), *(figures.Row(n, i) for n, i in baselines)]
     direction = "higher is better" if metric.upward else "lower is better"
-    unit = f"{NAMES.get(metric.metric, metric.metric.replace('_', ' '))}, {direction}"
+    unit = f"{measure_name(metric.metric)}, {direction}"
     decimals = decimals_for(metric.model)
     return _both(lambda width: figures.intervals(rows, unit=unit, decimals=decimals, width=width))
 
