@@ -32,7 +32,7 @@ def test_no_module_is_a_drawer_for_odds_and_ends():
 
 def test_the_model_can_be_read_in_one_sitting():
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "model").glob("*.py"))
-    assert lines < 1500  # with an embedder and a head for each modality
+    assert lines < 1600  # with an embedder and a head for each modality, and four topologies
 
 
 def test_every_public_name_has_a_docstring():

@@ -146,10 +146,21 @@ def test_what_is_written_runs(here, make):
     assert done.metrics and done.report.exists()
 
 
+def test_pictures_and_texts_are_matched_where_that_is_asked_for(here):
+    result = formary(make_captions(here), "--task", "match_image_text")
+    assert result.exit_code == 0, result.output
+    recipe = read(here / "recipe.yaml")
+    assert recipe.task == "match_image_text" and recipe.data.columns == {"image": "picture"}
+    tiny = [*_TINY, "model.switches.shared_width=16"]
+    done = run(here / "recipe.yaml", overrides=tiny, folder=here / "run", console=Console(quiet=True))
+    assert {"text_retrieval_mrr", "image_retrieval_mrr"} <= {metric["metric"] for metric in done.metrics}
+
+
 def test_every_value_has_its_reason(here):
     formary(make_captions(here), "--out", "captions.yaml")
+    formary(here / "rows.csv", "--task", "match_image_text", "--out", "matches.yaml")
     formary(make_folders_by_part(here), "--out", "labels.yaml")
-    for name in ("captions.yaml", "labels.yaml"):
+    for name in ("captions.yaml", "matches.yaml", "labels.yaml"):
         before = ""
         for line in (here / name).read_text().splitlines():
             value = "" if line.lstrip().startswith("#") else line.partition(": ")[2]

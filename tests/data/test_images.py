@@ -146,6 +146,16 @@ def test_pictures_are_fitted_as_pillow_resizes_them():
     assert fitted(square, 3) is square
 
 
+@pytest.mark.parametrize("shape", [(6, 10, 3), (11, 4, 1), (5, 5, 3)])
+def test_the_middle_of_a_picture_is_cut_out_as_clip_does(shape: tuple[int, int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    side = min(shape[:2])
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    middle = image[top : top + side, left : left + side]
+    assert np.array_equal(fitted(image, side, cut=True), middle)
+    assert np.array_equal(fitted(image, 8, cut=True), fitted(middle, 8))
+
+
 def test_a_large_picture_is_shown_small():
     image = decoded(data_uri(np.zeros((100, 50, 3), dtype=np.uint8), longest=20), "row 1")
     assert image.shape == (20, 10, 3)

@@ -34,13 +34,12 @@ def folders(root, count):
 
 
 def finished(folder, task, data, **train):
-    encoder = task == "classify_image"
     recipe = {
         "name": "tiny",
         "task": task,
         "data": {"split": {"validation": 0.15, "test": 0.3}, "tokenizer": {"kind": "characters"}, **data},
         "model": {
-            "preset": "vit-mini" if encoder else "caption-mini",
+            "preset": {"classify_image": "vit-mini", "caption": "caption-mini"}.get(task, "clip-mini"),
             "size": "1x32",
             "switches": {"image_size": 8, "patch_size": 4},
         },
@@ -70,6 +69,15 @@ def captioned(tmp_path_factory):
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     columns = {"image": "photo", "caption": "said"}
     return finished(folder, "caption", {"sources": ["rows.jsonl"], "columns": columns})
+
+
+@pytest.fixture(scope="module")
+def matched(tmp_path_factory):
+    """A finished run that matches pictures and texts; only to look at."""
+    folder = tmp_path_factory.mktemp("matched")
+    rows = [{"image": data_uri(picture(n)), "text": f"a {_CLASSES[n % 3]}"} for n in range(60)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return finished(folder, "match_image_text", {"sources": ["rows.jsonl"]}, steps=60, optimiser={"lr": 2e-3})
 
 
 def page(folder):
@@ -272,3 +280,46 @@ def test_captions_are_written_for_files_and_measured_on_tables(captioned, comman
     assert measured["rows"] == 60
     refused = command("evaluate", model, tmp_path)
     assert refused.exit_code == 2 and "name the files in a CSV or JSONL" in refused.output
+
+
+def test_the_report_shows_pictures_whose_text_was_found_late(matched):
+    details = json.loads((matched / "run/evaluation.json").read_text())["details"]
+    assert details["worst"][0].keys() == {"row", "image", "text", "rank", "found"}
+    text = page(matched)
+    assert "<b>coat" not in text and "text retrieval recall at 1" in text
+    assert len(pictures_in(text)) >= 10
+
+
+def test_pictures_are_found_by_a_text_and_named_by_one_of_several(matched, command, tmp_path, monkeypatch):
+    folders(tmp_path / "new", 6)
+    monkeypatch.chdir(tmp_path)
+    model = matched / "run/model"
+    lines = command("predict", model, "new", "--find", "a shoe").stdout.splitlines()
+    scores = [float(line.split("\t")[0]) for line in lines]
+    assert len(lines) == 6 and scores == sorted(scores, reverse=True)
+    assert lines[0].split("\t")[1].startswith("new/")
+    told = command("predict", model, "new/bag/0.png", "--candidate", "a bag", "--candidate", "a shoe").stdout
+    label, sure, path = told.rstrip("\n").split("\t")
+    assert label in ("a bag", "a shoe") and 0 < float(sure) <= 1 and path == "new/bag/0.png"
+    vectors = json.loads(command("predict", model, "a bag", "--json").stdout)
+    assert list(vectors) == ["text_vector"] and len(vectors["text_vector"]) == 128
+    refused = command("predict", model, "new", "--candidate", "a bag")
+    assert refused.exit_code == 2 and "two or more different texts" in refused.stderr
+    lost = command("predict", model, "lost.png")
+    assert lost.exit_code == 2 and "lost.png" in lost.stderr
+
+
+def test_classes_that_were_never_taught_are_measured(matched, command, tmp_path):
+    folders(tmp_path / "new", 12)
+    model = matched / "run/model"
+    found = json.loads(command("evaluate", model, tmp_path / "new", "--zero-shot", "a {label}", "--json").stdout)
+    first = found["metrics"][0]
+    assert first["metric"] == "accuracy" and found["rows"] == 12 and 0 <= first["model"]["value"] <= 1
+    assert "no place for the label" in command("evaluate", model, tmp_path / "new", "--zero-shot", "a").stderr
+
+
+def test_only_models_that_match_take_texts_with_pictures(model, command, tmp_path):
+    folders(tmp_path / "new", 2)
+    assert "match_image_text" in command("predict", model, tmp_path / "new", "--find", "a").stderr
+    refused = command("evaluate", model, tmp_path / "new", "--zero-shot", "a {label}")
+    assert "does not match pictures and texts" in refused.stderr

@@ -83,10 +83,16 @@ def picture(number: int = 0, side: int = 12) -> str:
 @cache
 def seer(task: str) -> Model:
     """A model of a task on pictures, not trained."""
-    presets = {"classify_image": "vit-mini", "detect": "yolos-mini", "generate_image": "gpt-mini"}
+    presets = {
+        "classify_image": "vit-mini",
+        "detect": "yolos-mini",
+        "generate_image": "gpt-mini",
+        "match_image_text": "clip-mini",
+    }
     preset = presets.get(task, "caption-mini")
     switches = {} if task == "generate_image" else {"image_size": 8, "patch_size": 4}
     rows = [{"image": picture(n), "label": "ab"[n % 2], "caption": f"a {'cat' if n % 2 else 'dog'}"} for n in range(6)]
+    rows = [{**row, "text": row["caption"]} for row in rows]
     if task == "detect":
         rows = [{"image": row["image"], "boxes": [[1, 1, 4, 4]], "labels": [row["label"]]} for row in rows]
     recipe = parse(f"""

@@ -17,7 +17,7 @@ from PIL import Image
 from formary.serve import limits
 
 Picture = Callable[..., str]
-TASKS = ("classify_image", "caption", "detect")
+TASKS = ("classify_image", "caption", "detect", "match_image_text")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,8 @@ def test_pictures_are_answered_as_the_model_answers_them(seeing: Any, picture: P
             assert answer == expected
         elif task == "detect":
             same_boxes(answer, expected)
+        elif task == "match_image_text":
+            assert answer["image_vector"] == pytest.approx(expected["image_vector"], abs=1e-4)
         else:
             assert answer["label"] == expected["label"]
             assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
@@ -97,7 +99,8 @@ def test_a_photograph_larger_than_a_text_may_be_is_taken(seeing: Any) -> None:
 def test_paths_are_not_followed(seeing: Any, picture: Picture, task: str, tmp_path: Any) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(base64.b64decode(picture().partition(",")[2]))
-    for given in (str(path), {"image": str(path)}, f"file://{path}", {"image": {"path": str(path)}}):
+    plain = (str(path), f"file://{path}") if task != "match_image_text" else ()  # which takes them for texts
+    for given in (*plain, {"image": str(path)}, {"image": {"path": str(path)}}):
         refused = seeing.post(f"/v1/predict/{task}", {"inputs": [picture(), given]})
         error = refused.json()["error"]
         assert refused.status_code == 400 and error["param"] == "inputs[1]", error
@@ -172,7 +175,7 @@ def test_a_model_that_paints_takes_labels_and_beginnings_of_pictures(
         (told,) = made.client.get("/v1/models").json()["data"]
         assert told["abilities"] == ["predict"]
         (shown,) = made.client.get("/playground/models").json()["models"]
-        assert shown["tabs"] == []
+        assert shown["tabs"] == ["paint"] and shown["labels"] == ["a", "b"]
 
 
 def test_captions_take_the_options_of_writing(seeing: Any, picture: Picture) -> None:
@@ -185,3 +188,22 @@ def test_captions_take_the_options_of_writing(seeing: Any, picture: Picture) -> 
 def test_the_description_says_how_pictures_are_sent(seeing: Any) -> None:
     told = json.dumps(seeing.client.get("/openapi.json").json()["paths"]["/v1/predict/{model}"])
     assert "data:image/png;base64" in told and "paths are refused" in told
+
+
+def test_a_model_that_matches_takes_pictures_texts_and_candidates(seeing: Any, picture: Picture) -> None:
+    inputs = [
+        {"image": picture(1), "candidates": ["a cat", "a dog"]},
+        "a dog",
+        {"image": picture(1), "text": "a cat"},
+    ]
+    found = seeing.post("/v1/predict/match_image_text", {"inputs": inputs})
+    assert found.status_code == 200, found.text
+    chosen, read, both = found.json()["answers"]
+    assert set(chosen["probabilities"]) == {"a cat", "a dog"} and set(read) == {"text_vector"}
+    (expected,) = seeing.service.models["match_image_text"].predict(inputs[2:])
+    assert both["similarity"] == pytest.approx(expected["similarity"], abs=1e-4)
+    said = seeing.post("/v1/embeddings", {"model": "match_image_text", "input": ["a dog"]}).json()["data"]
+    assert said[0]["embedding"] == pytest.approx(read["text_vector"], abs=1e-4)
+    refused = seeing.post("/v1/predict/match_image_text", {"inputs": [inputs[1], {**inputs[0], "candidates": ["one"]}]})
+    error = refused.json()["error"]
+    assert refused.status_code == 400 and "row 2: field 'candidates'" in error["message"]

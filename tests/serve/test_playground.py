@@ -213,6 +213,10 @@ def test_an_encoder_decoder_without_a_task_is_not_said_to_translate(models: dict
 
 def test_models_of_pictures_and_items_have_tabs_of_their_own(models: dict[str, Callable[..., Model]]) -> None:
     assert tabs(models["seer"]("classify_image")) == ["picture"] == tabs(models["seer"]("caption"))
+    assert tabs(models["seer"]("detect")) == ["picture"]
+    assert tabs(models["seer"]("match_image_text")) == ["match"]
+    assert tabs(models["seer"]("generate_image")) == ["paint"]
+    assert described("painter", models["seer"]("generate_image"))["labels"] == ["a", "b"]
     assert tabs(models["recommender"]()) == ["recommend"]
 
 

@@ -307,6 +307,42 @@ def test_a_picture_is_chosen_dropped_or_pasted_and_answered(
         assert said.split() == (expected["text"] or "The model wrote nothing.").split()
 
 
+def test_pictures_are_boxed_matched_and_painted(
+    start: Any, models: dict[str, Any], picture: Callable[..., str], visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(base64.b64decode(picture(4, 40).partition(",")[2]))
+    served = {"boxes": "detect", "matches": "match_image_text", "paints": "generate_image"}
+    with start({name: models["seer"](task) for name, task in served.items()}) as server:
+        page = visit(server.url)
+        page.wait_for_selector(".drop")
+        page.set_input_files("#file-picture", tmp_path / "a.png")
+        (found,) = server.service.models["boxes"].predict([picture(4, 40)])
+        sure = [box for box in found["boxes"] if box["score"] >= 0.5]
+        page.wait_for_selector(
+            ".output:not(.writing) canvas.found" if sure else ".output:has-text('nothing that it is sure of')"
+        )
+        assert page.locator(".ranking li").count() == len(sure)
+        page.select_option("#model", "matches")
+        page.wait_for_selector("#field-candidates")
+        page.set_input_files("#file-picture", tmp_path / "a.png")
+        page.wait_for_selector(".drop canvas:visible")
+        page.click("button.main")
+        assert page.locator(".output").inner_text() == "It needs a picture and at least two texts, one a line."
+        page.fill("#field-candidates", f"a cat\n{MARKUP}\na dog")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector(".ranking li:nth-child(3)")
+        assert page.locator(".ranking .label").all_inner_texts().count(MARKUP) == 1
+        page.select_option("#model", "paints")
+        page.wait_for_selector("#field-paint")
+        page.select_option("#field-paint", "b")
+        page.click("button.main")
+        page.wait_for_selector(".painted img:nth-child(4)")
+        assert page.evaluate("[...document.querySelectorAll('.painted img')].every((one) => one.naturalWidth === 6)")
+        first = page.locator(".painted img").first.get_attribute("src")
+        (expected,) = server.service.models["paints"].predict([{"label": "b", "seed": 1}])
+        assert first == expected["image"]
+
+
 def test_items_are_found_taken_and_followed_by_others(
     start: Any, models: dict[str, Any], visit: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -176,7 +176,7 @@ def test_models_of_this_task_write_greedily_and_know_how_far():
 
 def test_encoders_and_wrong_rows_are_refused_with_what_to_do():
     task = made("gpt-mini")
-    with pytest.raises(RecipeError, match="an encoder writes no text"):
+    with pytest.raises(RecipeError, match="this model writes no text"):
         task.head(preset("bert-mini", vocab_size=99, context=64))
     with pytest.raises(
         DataError, match=r"training row 2: field 'target' is missing; map another column with data\.columns\.target"

@@ -31,6 +31,16 @@ def predict(
     ] = None,
     column: Columns = None,
     beams: Annotated[int | None, typer.Option(min=1, help="For tasks that write: width of the beam search.")] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of match_image_text: a text that may belong to a picture; give several, the likeliest is told."
+        ),
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Of match_image_text: the pictures in the order in which they match."),
+    ] = None,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or int8.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print whole answers as JSON, one a line.")] = False,
 ) -> None:
@@ -43,8 +53,15 @@ def predict(
     loaded = load(model, precision="int8" if precision == "int8" else "float32")
     task = loaded.task
     rows, left_out = rows_for(task, input, columns=mapping(column), answers=False)
+    if candidate or find is not None:
+        if not hasattr(task, "zero_shot"):
+            raise FormaryError("--candidate and --find are for models of task match_image_text; leave them out")
+        rows = [{**row, **({"text": find} if find is not None else {"candidates": candidate})} for row in rows]
     options: dict[str, Any] = {"beams": beams} if beams else {}
     answers = loaded.predict(rows, precision="float32" if precision == "int8" else precision, **options)
+    if find is not None:
+        order = sorted(range(len(rows)), key=lambda number: -answers[number]["similarity"])
+        rows, answers = [rows[number] for number in order], [answers[number] for number in order]
     for note in (*left_out, *loaded.task.notes()):
         print(f"note: {note}", file=sys.stderr)
     if out:
@@ -98,7 +115,10 @@ def _line(task: Any, row: Any, answer: dict[str, Any]) -> str:
     """An answer for the eye: what it is, how sure the model is, and the beginning of what it was asked."""
     from formary.pipeline.telling import asked, told
 
-    said = "" if "vector" in answer else told(row, answer)
+    if "similarity" in answer:
+        said = f"{answer['similarity']:.3f}"
+    else:
+        said = "" if any(name.endswith("vector") for name in answer) else told(row, answer)
     if not said and not answer.keys() & {"labels", "answer", "choice", "text", "tags"}:
         return json_format.dumps(answer, ensure_ascii=False)
     sure = f"{answer['probability']:.3f}" if "probability" in answer else ""

@@ -167,12 +167,16 @@ def evaluate(
         str | None, typer.Option(help="Rows to take the examples from; some of DATA are set aside if left out.")
     ] = None,
     column: Columns = None,
+    zero_shot: Annotated[
+        str | None,
+        typer.Option(help="Of match_image_text: a text such as 'a picture of a {label}' classifies labelled pictures."),
+    ] = None,
 ) -> None:
     """Measure a recipe's model on its test split, or any model on data of yours: texts, rows, or benchmarks."""
     from formary.pipeline.stages import findings
 
     given: dict[str, Any] = {"--documents": documents, "--stride": stride, "--max-tokens": max_tokens}
-    given |= {"--shots": shots, "--examples": examples, "--column": column}
+    given |= {"--shots": shots, "--examples": examples, "--column": column, "--zero-shot": zero_shot}
     of_recipes = {"--set": set_, "--folder": folder}
     for option, value in (of_recipes if data else given).items():
         if value is not None:
@@ -196,6 +200,7 @@ def evaluate(
         shots=shots,
         examples=examples,
         columns=mapping(column),
+        zero_shot=zero_shot,
         console=None if json else Console(stderr=True),
     )
     if json:

@@ -82,10 +82,18 @@ def size_of(value: Any, where: str) -> tuple[int, int]:
         return (height, width) if picture.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)
 
 
-def fitted(image: Pixels, size: int) -> Pixels:
-    """A picture stretched or shrunk to a square of `size` pixels, (size, size, channels), bilinearly as ViT's are."""
+def fitted(image: Pixels, size: int, *, cut: bool = False) -> Pixels:
+    """A picture stretched or shrunk to a square of `size` pixels, (size, size, channels), bilinearly as ViT's are.
+
+    Args:
+        cut: take the square in the middle instead of stretching, as CLIP's are.
+    """
     if image.shape[:2] == (size, size):
         return image
+    if cut:
+        height, width = image.shape[:2]
+        side = min(height, width)
+        image = image[(height - side) // 2 :][:side, (width - side) // 2 :][:, :side]
     return _pixels(_picture(image).resize((size, size), _pillow().Resampling.BILINEAR), image.shape[2])
 
 

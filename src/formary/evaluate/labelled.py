@@ -19,6 +19,7 @@ from formary.evaluate import (
     labels,
     pictures,
     ranking,
+    retrieval,
     spans,
     table_baselines,
     tags,
@@ -300,6 +301,25 @@ def _picture_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) 
     return pictures.baselines(task.codes(training, "training row"), task.codes(rows), len(task.palette))
 
 
+def _retrieval_metrics(
+    task: Any, rows: Sequence[Row], answers: Mapping[str, Answers], settings: Evaluate, where: str
+) -> list[dict[str, Any]]:
+    return retrieval.metrics(_named(task, rows), answers, settings=settings, where=where)
+
+
+def _retrieval_details(task: Any, rows: Sequence[Row], answers: Answers) -> dict[str, Any]:
+    return retrieval.details(_named(task, rows), answers, thumbnail=lambda number: task.thumbnail(rows[number]))
+
+
+def _retrieval_baselines(task: Any, training: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[Answer]]:
+    return retrieval.baselines(training, rows, features=task.features)
+
+
+def _named(task: Any, rows: Sequence[Row]) -> list[Row]:
+    """Rows whose pictures are called by what is in their files, so that the same picture is one."""
+    return [{"image": task.form.text(row), "text": row["text"]} for row in rows]
+
+
 def _suite(module: Measuring) -> Suite:
     """The suite of a module that measures rows as they are."""
     return Suite(
@@ -318,6 +338,7 @@ SUITES: dict[str, Suite] = {
     "multiple_choice": Suite(_question_metrics, _question_details, _question_baselines),
     "texts": Suite(_text_metrics, _text_details, _text_baselines),
     "vectors": _suite(vectors),
+    "retrieval": Suite(_retrieval_metrics, _retrieval_details, _retrieval_baselines),
     "ranking": Suite(_ranking_metrics, lambda task, rows, answers: ranking.details(rows, answers), ranking.baselines),
     "pictures": Suite(_picture_metrics, _picture_details, _picture_baselines),
     "boxes": _suite(detections),

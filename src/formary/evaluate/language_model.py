@@ -21,7 +21,7 @@ from formary.data.shards import TokenShards
 from formary.evaluate.interval import Interval, Units, Verdict, bootstrap_ratio, paired_difference, sentence, units
 from formary.evaluate.ngram import NGram, Unigram
 from formary.model.heads import LanguageHead
-from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
+from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network, TwoTowers
 from formary.recipe.schema import Evaluate
 from formary.tasks.cross_entropy import IGNORED, token_losses
 from formary.tasks.protocol import Batch, PretrainingTask, Progress
@@ -61,6 +61,7 @@ def evaluate(
             progress=progress,
         )
     else:
+        assert not isinstance(network, TwoTowers)  # learns from rows
         metrics = _predictions(task, network, shards, training, settings, runtime, split, progress)
     return {"split": split, "metrics": metrics}
 

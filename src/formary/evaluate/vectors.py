@@ -50,7 +50,12 @@ class Ranks:
 
 
 def metrics(
-    rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]], *, settings: Evaluate, where: str
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[Answer]],
+    *,
+    settings: Evaluate,
+    where: str,
+    prefix: str = "",
 ) -> list[dict[str, Any]]:
     """Recall@1, @5, @10 and MRR of pairs, Spearman's correlation of rows with a `score`; intervals over queries.
 
@@ -62,6 +67,7 @@ def metrics(
         answers: {"vector", "positive"} per row, by model: the vectors of the row's text and of its positive; a list,
             a numpy array, or a sparse row as `baselines` makes.
         where: what was measured, such as "test, 1,000 rows".
+        prefix: of the metrics' names.
 
     Raises:
         DataError: there are no rows, or a score is not a number.
@@ -78,7 +84,7 @@ def metrics(
         protocol = f"{where}, {len(pairs):,} queries, {candidates:,} different candidates, cosine, ties in random order"
         cutoffs = [k for k in _CUTOFFS if k == 1 or k < candidates]
         for k in [*cutoffs, None]:
-            name = "mrr" if k is None else f"recall_at_{k}"
+            name = prefix + ("mrr" if k is None else f"recall_at_{k}")
             values = {model: r.reciprocal() if k is None else r.recall(k) for model, r in ranks.items()}
             statistics = {model: interval.mean(found) for model, found in values.items()}
             entries.append(interval.metric_entry(name, protocol, statistics, len(pairs), settings=settings))

@@ -117,7 +117,8 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'config.json'} does not hold the settings of a model")
     pixels = _read_json(folder / _PIXELS)
     scaled = isinstance(pixels, dict) and pixels.get("do_normalize", True)
-    return hf | {name: pixels[name] for name in ("image_mean", "image_std") if scaled and pixels.get(name)}
+    said = {name: pixels[name] for name in ("image_mean", "image_std") if scaled and pixels.get(name)}
+    return hf | said | ({"do_center_crop": True} if isinstance(pixels, dict) and pixels.get("do_center_crop") else {})
 
 
 def _load_gguf(path: Path) -> Checkpoint:
@@ -173,7 +174,7 @@ def save(
     write_json(folder / "config.json", {**family.write(config), "torch_dtype": dtype})
     if config.image_size is not None and config.image_mean and config.image_std:
         write_json(folder / _PIXELS, _preprocessor(config))
-    if config.topology != "encoder" and not config.labelled:
+    if config.topology not in ("encoder", "two_towers") and not config.labelled:
         write_json(folder / "generation_config.json", {**_generation_ids(config), **(generation or {})})
     if formary is not None:
         write_json(folder / "formary.json", formary)
@@ -200,10 +201,15 @@ def family_of(hf: dict[str, Any]) -> Family:
 
 def _preprocessor(config: ModelConfig) -> dict[str, Any]:
     """How pictures become pixels, as transformers reads it."""
+    kind, square = "YolosImageProcessor" if config.detection_tokens else "ViTImageProcessor", config.image_size
+    size: dict[str, Any] = {"size": {"height": square, "width": square}}
+    if config.image_cut:
+        kind, size = "CLIPImageProcessor", {"size": {"shortest_edge": square}, "do_center_crop": True}
+        size["crop_size"] = {"height": square, "width": square}
     return {
-        "image_processor_type": "YolosImageProcessor" if config.detection_tokens else "ViTImageProcessor",
+        "image_processor_type": kind,
         "do_resize": True,
-        "size": {"height": config.image_size, "width": config.image_size},
+        **size,
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,

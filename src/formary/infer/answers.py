@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from formary.data.images import is_data_uri
 from formary.errors import RequestError
 from formary.infer.generation import Writer
 from formary.model.topologies import Network
@@ -79,8 +80,12 @@ def searching(
 
 
 def rows_of(task: LabelledTask, inputs: Sequence[str | Mapping[str, Any]]) -> list[Row]:
-    """Rows for a task; a text stands for a row with the column that the task asks for first."""
-    return [{task.asks[0]: value} if isinstance(value, str) else value for value in inputs]
+    """Rows for a task; a text stands for a row with the column that the task asks for first, a data URI for its file."""
+
+    def column(value: str) -> str:
+        return task.form.files[0] if task.form.files and is_data_uri(value) else task.asks[0]
+
+    return [{column(value): value} if isinstance(value, str) else value for value in inputs]
 
 
 def writer_of(task: WritingTask, network: Network) -> Writer:

@@ -26,7 +26,7 @@ from formary.infer.probe import Choice, prepared
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
 from formary.model.heads import LanguageHead
-from formary.model.topologies import Encoder, EncoderDecoder, Network
+from formary.model.topologies import Encoder, EncoderDecoder, Network, TwoTowers
 
 if TYPE_CHECKING:
     from formary.tasks.protocol import LabelledTask
@@ -250,7 +250,7 @@ class Model:
         if isinstance(inputs, str | Mapping):
             raise RequestError("inputs: pass a list of texts or rows, such as [text]")
         rows = rows_of(task, inputs)
-        if precision == "auto" and task.answers == "vectors":
+        if precision == "auto" and task.answers in ("vectors", "retrieval"):
             precision = "float32"
         device = next(self.network.parameters()).device
         return answers(task, self.network, rows, precision=partial(autocast, precision, device), **options)
@@ -287,7 +287,9 @@ class Model:
     def _task_kind(self) -> type[LabelledTask] | None:
         from formary.tasks.registry import labelled_task
 
-        name = self.formary.get("task") or _TASKS.get((self.config.embedder, self.config.head))
+        matches = isinstance(self.network, TwoTowers) and self.config.embedder == "patches"
+        known = "match_image_text" if matches else _TASKS.get((self.config.embedder, self.config.head))
+        name = self.formary.get("task") or known
         if name == "embed" and not isinstance(self.network, Encoder):
             name = None
         return labelled_task(name) if name else None

@@ -68,6 +68,12 @@ def prepared(network: Network, tokenizer: Tokenizer, precision: str = "auto") ->
         raise RequestError(f"precision: {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if precision == "float32":
         return network, Choice("float32", "asked for")
+    if not network.config.reads_text:
+        if precision == "int8":
+            raise RequestError(
+                f"precision: int8 is for models that read tokens; this one reads {network.config.embedder}"
+            )
+        return network, Choice("float32", f"it reads {network.config.embedder}")
     if precision == "auto":
         parameter = next(network.parameters())
         if not writes(network):

@@ -16,7 +16,7 @@ from formary.errors import RequestError
 from formary.infer.cache import KVCache
 from formary.infer.fused import FusedDecoder, fits
 from formary.model.heads import LanguageHead
-from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network
+from formary.model.topologies import Decoder, Encoder, EncoderDecoder, Network, TwoTowers
 from formary.tasks.protocol import Source
 
 
@@ -34,10 +34,10 @@ class Stepper:
                 "this model is an encoder (such as BERT) and does not write text; "
                 "Model.fill completes its masked words, or load a decoder or encoder-decoder"
             )
-        if not isinstance(network.head, LanguageHead):
-            raise RequestError(
-                f"this model's head scores labels ({network.config.head}) and does not write text; use predict"
-            )
+        if isinstance(network, TwoTowers) or not isinstance(network.head, LanguageHead):
+            head = network.config.head
+            what = "gives vectors" if head == "none" else f"has a head that scores labels ({head})"
+            raise RequestError(f"this model {what} and does not write text; use predict")
         self.network: Decoder | EncoderDecoder = network
         self._head = network.head
         config = network.config

@@ -104,6 +104,8 @@ def activate(inner: Tensor, activation: str) -> Tensor:
             return F.gelu(inner)
         case "gelu_tanh":
             return F.gelu(inner, approximate="tanh")
+        case "gelu_quick":  # an approximation by one sigmoid (Hendrycks and Gimpel 2016, section 2), CLIP's
+            return inner * torch.sigmoid(1.702 * inner)
         case "silu":
             return F.silu(inner)
         case "relu":

@@ -14,9 +14,9 @@ from formary.errors import RecipeError
 
 Norm = Literal["layer", "rms"]
 NormPosition = Literal["pre", "post"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "silu"]
 Position = Literal["learned", "sinusoidal", "rope", "relative_bias", "none"]
-Topology = Literal["decoder", "encoder", "encoder_decoder"]
+Topology = Literal["decoder", "encoder", "encoder_decoder", "two_towers"]
 Embedder = Literal["tokens", "patches", "series", "columns"]
 Head = Literal["linear", "masked", "none", "classify", "tag", "span", "choice", "forecast", "detect"]
 Initialisation = Literal["gpt2", "llama", "bert", "bart", "t5", "vit", "zero_outputs"]
@@ -134,7 +134,8 @@ class TransformerConfig:
 class ModelConfig:
     """A whole model: embedders, one stack (or an encoder and a decoder), and a head.
 
-    `transformer` is the stack that the head reads: the only one, or the decoder of an encoder-decoder.
+    `transformer` is the stack that the head reads: the only one, the decoder of an encoder-decoder, or the texts' tower of
+    two, where `encoder` is that of what the embedder reads.
     """
 
     topology: Topology
@@ -161,6 +162,8 @@ class ModelConfig:
     embedder: Embedder = "tokens"  # what turns the input into vectors; of an encoder-decoder, its encoder's
     image_size: int | None = None  # side of a square picture in pixels, as are those of its patches
     patch_size: int | None = None
+    patch_bias: bool = True
+    patch_norm: bool = False  # patches and class tokens are normed with their positions, before the blocks (CLIP)
     channels: int = 3  # of a picture; of a series the values of each step: its own, then those known of the future
     horizon: int | None = None  # steps of a series that are forecast; patch_size is in steps too
     instance_norm: Literal["mean", "last"] = "mean"  # what a series is measured from
@@ -171,6 +174,8 @@ class ModelConfig:
     )
     class_tokens: int = 1  # learned vectors before the patches: ViT 1, DeiT 2 (the second was distilled into)
     detection_tokens: int = 0  # learned vectors after the patches, each of which may find one thing (YOLOS)
+    image_cut: bool = False  # of a picture that is no square the middle is read; else it is stretched
+    shared_width: int | None = None  # of the vectors in which the two towers meet
     image_mean: tuple[float, ...] = ()  # by channel, of pixels from 0 to 1: taken off, then the spread divides
     image_std: tuple[float, ...] = ()
     initialisation: Initialisation = "gpt2"
@@ -180,10 +185,12 @@ class ModelConfig:
     decoder_start_id: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.topology == "encoder_decoder") != (self.encoder is not None):
+        if (self.topology in ("encoder_decoder", "two_towers")) != (self.encoder is not None):
             raise RecipeError(
-                "an encoder_decoder needs both an encoder and a transformer (its decoder); others only a transformer"
+                "an encoder_decoder and two_towers need both an encoder and a transformer; others only a transformer"
             )
+        if (self.topology == "two_towers") != (self.shared_width is not None):
+            raise RecipeError("two_towers need a shared_width, in which their vectors meet, and others have none")
         if self.topology == "encoder_decoder" and not self.transformer.cross_attention:
             raise RecipeError("the decoder of an encoder_decoder needs cross_attention: true")
         if self.image_size is not None:
@@ -199,7 +206,8 @@ class ModelConfig:
         unfit = self.topology == "encoder_decoder" or not self.labels or len(set(self.labels)) < len(self.labels)
         if self.labelled and unfit:
             raise RecipeError(f"a {self.head} head needs an encoder or decoder, and labels, each once: {self.labels}")
-        if self.topology == "decoder" and self.pooling == "first":  # which has seen nothing but itself
+        first_sees_itself = self.topology == "decoder" or (self.topology == "two_towers" and self.transformer.causal)
+        if first_sees_itself and self.pooling == "first":  # and nothing else
             object.__setattr__(self, "pooling", "last")
 
     @property

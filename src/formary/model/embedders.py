@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from formary.model.config import ModelConfig, TransformerConfig
 from formary.model.dropout import Dropout
-from formary.model.norms import InstanceNorm
+from formary.model.norms import InstanceNorm, make_norm
 
 
 class TextEmbedder(nn.Module):
@@ -103,18 +103,21 @@ class PatchEmbedder(nn.Module):
     """Image patches as vectors, after the learned class vectors (Dosovitskiy et al. 2021, eq. 1; Touvron et al. 2021, 4).
 
     Behind the patches stand the learned vectors of detection tokens, where there are any (Fang et al. 2021, section 3.1).
+    In CLIP a norm follows (Radford et al. 2021, section 2.4).
     """
 
     def __init__(self, config: ModelConfig, stack: TransformerConfig) -> None:
         super().__init__()
         assert config.image_size is not None and config.patch_size is not None
         self.dropout = Dropout(stack.dropout)
-        self.patches = nn.Conv2d(config.channels, stack.width, config.patch_size, stride=config.patch_size)
+        size, bias = config.patch_size, config.patch_bias
+        self.patches = nn.Conv2d(config.channels, stack.width, size, stride=size, bias=bias)
         self.first = nn.Parameter(torch.zeros(config.class_tokens, 1, stack.width)) if config.class_tokens else None
         found = config.detection_tokens
         self.last = nn.Parameter(torch.zeros(1, found, stack.width)) if found else None
-        length = (config.image_size // config.patch_size) ** 2 + config.class_tokens + found
+        length = (config.image_size // size) ** 2 + config.class_tokens + found
         self.positions = nn.Parameter(torch.zeros(1, length, stack.width))
+        self.norm = make_norm(stack) if config.patch_norm else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Vectors (batch, class_tokens + patches + detection_tokens, width) for pixels (batch, channels, height, width)."""
@@ -123,7 +126,8 @@ class PatchEmbedder(nn.Module):
             vectors = torch.cat([self.first.transpose(0, 1).expand(len(pixels), -1, -1), vectors], dim=1)
         if self.last is not None:
             vectors = torch.cat([vectors, self.last.expand(len(pixels), -1, -1)], dim=1)
-        return cast(Tensor, self.dropout(vectors + self.positions))
+        vectors = vectors + self.positions
+        return cast(Tensor, self.dropout(vectors if self.norm is None else self.norm(vectors)))
 
 
 class SeriesEmbedder(nn.Module):

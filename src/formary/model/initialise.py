@@ -34,6 +34,8 @@ def initialise(network: nn.Module, config: ModelConfig, *, seed: int | None = No
             nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
         else:
             parameter.normal_(0.0, 0.02, generator=generator)
+    if config.topology == "two_towers":
+        network.get_parameter("similarity_scale").fill_(math.log(1 / 0.07))  # Radford et al. 2021, section 2.5
     if config.initialisation == "gpt2":
         _scale_residual_outputs(network, 1 / math.sqrt(2 * config.transformer.layers))
     if config.initialisation == "zero_outputs":

@@ -1,4 +1,4 @@
-"""The three ways to put a Transformer to work on sequences: decoder, encoder, encoder-decoder.
+"""The ways to put a Transformer to work on sequences: decoder, encoder, encoder-decoder, two towers.
 
 Each joins embedders, one or two stacks and a head; `build` picks by `config.topology`.
 `forward` gives hidden states; `head` turns them into logits, so that a loss may do that piece by piece.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from formary.model.attention import Cache, Rotary
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.model.embedders import EMBEDDERS, TextEmbedder, ValueEmbedder, sinusoids
 from formary.model.heads import HEADS, LanguageHead, Pooler, pooled
 from formary.model.initialise import initialise
@@ -142,7 +142,53 @@ class EncoderDecoder(nn.Module):
         return self.decode(target, self.encode(source, mask=source_mask), memory_mask=source_mask)
 
 
-Network = Decoder | Encoder | EncoderDecoder
+class TwoTowers(nn.Module):
+    """Reads two kinds of things, pictures and texts, and gives both vectors in one space (CLIP, Radford et al. 2021).
+
+    `embedder` and `encoder` are the pictures' tower, `text_embedder` and `transformer` the texts'.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.encoder is not None and config.shared_width is not None
+        self.config = config
+        self.embedder = EMBEDDERS[config.embedder](config, config.encoder)
+        self.encoder = Transformer(config.encoder)
+        self.projection = nn.Linear(config.encoder.width, config.shared_width, bias=False)
+        self.text_embedder = TextEmbedder(config, config.transformer)
+        self.transformer = Transformer(config.transformer)
+        self.text_projection = nn.Linear(config.transformer.width, config.shared_width, bias=False)
+        self.head: nn.Module | None = None
+        # By the exponential of this similarities are multiplied before they compete; learned, begins at log(1 / 0.07).
+        self.similarity_scale = nn.Parameter(torch.zeros(1))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Vectors (batch, shared_width), not of length 1, of what the embedder reads: pixels (batch, channels, height, width)."""
+        pooling = "first" if self.config.class_tokens else "mean"
+        return cast(Tensor, self.projection(pooled(self.encoder(self.embedder(inputs)), None, pooling)))
+
+    def encode_text(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The same of token ids (batch, seq); mask is True at real tokens, which stand before the padding."""
+        seen = None if self.config.transformer.causal else padding_mask(mask)
+        hidden = self.transformer(self.text_embedder(tokens), mask=seen)
+        return cast(Tensor, self.text_projection(pooled(hidden, mask, self.config.pooling)))
+
+    def forward(self, inputs: Tensor, tokens: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors of length 1 of both, (batch, shared_width) each, and what their products are multiplied by."""
+        seen = nn.functional.normalize(self.encode(inputs), dim=-1)
+        read = nn.functional.normalize(self.encode_text(tokens, mask=mask), dim=-1)
+        return seen, read, self.similarity_scale.exp().clamp(max=100.0)
+
+
+Network = Decoder | Encoder | EncoderDecoder | TwoTowers
+
+
+_KINDS: dict[Topology, type[Network]] = {
+    "decoder": Decoder,
+    "encoder": Encoder,
+    "encoder_decoder": EncoderDecoder,
+    "two_towers": TwoTowers,
+}
 
 
 def padding_mask(mask: Tensor | None) -> Tensor | None:
@@ -158,13 +204,13 @@ def build(config: ModelConfig, *, seed: int | None = None, empty: bool = False) 
         empty: leave the weights without memory (on the meta device), for those that are loaded right after; the
             fixed tables of positions are computed.
     """
-    kinds: dict[str, type[Network]] = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+    kind = _KINDS[config.topology]
     if empty:
         with torch.device("meta"):
-            network = kinds[config.topology](config)
+            network = kind(config)
         _compute_tables(network)
         return network
-    network = kinds[config.topology](config)
+    network = kind(config)
     initialise(network, config, seed=seed)
     return network
 

@@ -17,6 +17,8 @@ from formary.recipe.presets import PRESETS, preset
 from formary.recipe.schema import Recipe
 from formary.train.processes import Processes
 
+_MODELS = {"encoder_decoder": "encoder-decoder", "two_towers": "two-tower model"}
+
 SWITCHED = ("dropout", "pooling")
 """The switches that leave the weights of a loaded model their meaning."""
 
@@ -146,5 +148,5 @@ def _needed(topologies: Any, reads: str) -> str:
 
 def _listed(topologies: Any) -> str:
     """ "an encoder or a decoder"."""
-    names = [str(topology).replace("_", "-") for topology in topologies]
+    names = [_MODELS.get(topology, topology) for topology in topologies]
     return " or ".join(f"an {name}" if name[0] == "e" else f"a {name}" for name in names)

@@ -24,7 +24,7 @@ _NAMED = 3  # files that a note names
 
 def gives_files(task: LabelledTask, given: str) -> bool:
     """Whether what a command was given is read as files: always, where the task asks for them; else where they are there."""
-    asked = set(task.form.files) & set(task.asks)
+    asked = set(task.form.files) & set(task.asks) or (task.form.files and Path(given).suffix.lower() in SUFFIXES)
     return bool(asked) or (bool(task.form.files) and file_of(Path(given)).exists())
 
 
@@ -66,6 +66,8 @@ def _read(task: LabelledTask, given: str, columns: Mapping[str, str], answers: b
         )
     in_folders = all(kind_of(path)[0] == "picture" for path in paths)
     needed = task.form.columns if answers else tuple(name for name in task.asks if name in task.form.columns)
+    if not answers and getattr(task, "asks_any", False):
+        needed = ()
     if answers and in_folders and {*task.form.columns} - {column, "label"}:
         raise FormaryError(
             f"{given}: the right answers are missing; name the files in a CSV or JSONL with the columns "

@@ -43,6 +43,7 @@ def measure(
     shots: int | None = None,
     examples: str | None = None,
     columns: Mapping[str, str] | None = None,
+    zero_shot: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte of `model` on `data` (files, folders, globs), with 95 % intervals.
@@ -51,6 +52,7 @@ def measure(
 
     Args:
         columns: of rows, our name -> the file's.
+        zero_shot: of a model that matches pictures and texts: the text that names a label, which stands at `{label}`.
         console: where a bar is shown; nowhere when left out.
 
     Raises:
@@ -60,8 +62,12 @@ def measure(
     loaded = load(model)
     if asked:
         return measure_benchmarks(loaded, model, asked, console=console)
+    if zero_shot is not None and not (loaded.has_task and hasattr(loaded.task, "zero_shot")):
+        raise FormaryError(
+            f"--zero-shot: {model} does not match pictures and texts, so it knows no classes by their names"
+        )
     if answers_rows(loaded):
-        return measure_rows(loaded, model, data, columns=columns, console=console)
+        return measure_rows(loaded, model, data, columns=columns, zero_shot=zero_shot, console=console)
     if not isinstance(loaded.network, Decoder):
         raise FormaryError(
             f"{model}: only causal models can be measured on plain text; this one is an {loaded.config.topology}"
@@ -146,15 +152,23 @@ def measure_rows(
     data: Sequence[str],
     *,
     columns: Mapping[str, str] | None = None,
+    zero_shot: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """The metrics of a model's own task on rows with the right answers, with 95 % intervals."""
+    """The metrics of a model's own task on rows with the right answers, with 95 % intervals.
+
+    Args:
+        zero_shot: the text that names a label, where pictures are classified by texts.
+    """
     rows, left_out = [], []
+    task: Any = loaded.task if zero_shot is None else loaded.task.zero_shot(zero_shot, ())  # type: ignore[attr-defined]
     for source in data:
-        found, notes = rows_for(loaded.task, source, columns=columns or {}, answers=True)
+        found, notes = rows_for(task, source, columns=columns or {}, answers=True)
         rows += found
         left_out += notes
-    metrics, notes = _metrics({"model": loaded}, rows, console)
+    if zero_shot is not None:
+        task = task.zero_shot(zero_shot, sorted({str(row["label"]) for row in rows}))
+    metrics, notes = _metrics({"model": loaded}, rows, console, None if zero_shot is None else task)
     return {"model": model, "rows": len(rows), "metrics": metrics, "notes": [*left_out, *notes]}
 
 
@@ -193,15 +207,22 @@ def _for_task_of(model: Model, other: Model) -> Model:
 
 
 def _metrics(
-    models: Mapping[str, Model], rows: Sequence[Mapping[str, Any]], console: Console | None
+    models: Mapping[str, Model],
+    rows: Sequence[Mapping[str, Any]],
+    console: Console | None,
+    task: LabelledTask | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The metrics of models of one task on the same rows, the one called "model" is judged; and notes on the rows."""
+    """The metrics of models of one task on the same rows, the one called "model" is judged; and notes on the rows.
+
+    Args:
+        task: that they answer; their own when left out.
+    """
     settled = runtime(Machine())
     by_model, notes = {}, []
     for name, model in models.items():
-        by_model[name], said = answered(model, rows, precision=settled.autocast, console=console)
+        by_model[name], said = answered(model, rows, precision=settled.autocast, console=console, task=task)
         notes += said if name == "model" else []
-    task, where = models["model"].task, f"given rows, {len(rows):,} rows"
+    task, where = task or models["model"].task, f"given rows, {len(rows):,} rows"
     return suite_of(task).metrics(task, rows, by_model, Evaluate(baselines=False), where), notes
 
 

@@ -45,6 +45,7 @@ TASKS = {  # task: (Hugging Face pipeline tag, transformers class, what the mode
     "classify_image": ("image-classification", "AutoModelForImageClassification", "labels pictures"),
     "generate_image": ("unconditional-image-generation", "AutoModelForCausalLM", "paints pictures"),
     "caption": ("image-to-text", "AutoModel", "describes pictures"),
+    "match_image_text": ("zero-shot-image-classification", "AutoModel", "matches pictures and texts"),
     "detect": ("object-detection", "AutoModelForObjectDetection", "finds things in pictures"),
     "translate": ("text2text-generation", "AutoModelForSeq2SeqLM", "writes a text for a text"),
     "chat": ("text-generation", "AutoModelForCausalLM", "answers in a conversation"),

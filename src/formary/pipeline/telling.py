@@ -58,7 +58,10 @@ def told(row: Row, answer: Mapping[str, Any]) -> str:
             return f"{answer['preferred']} (by {abs(answer['margin']):.3f})"
         if "image" in answer:
             return "a picture"
-        return f"a vector of {len(answer['vector']):,} numbers" if "vector" in answer else ""
+        if "similarity" in answer:
+            return f"similarity {answer['similarity']:.3f} to: {row['text']}"
+        vector = next((given for name, given in answer.items() if name.endswith("vector")), None)
+        return "" if vector is None else f"a vector of {len(vector):,} numbers"
     said = answer[name]
     if name == "items":
         return ", ".join(str(entry["item"]) for entry in said)

@@ -21,6 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 _LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "species", "tag", "标签", "类别", "分类")
 _CAPTIONS = ("caption", "captions", "text", "description", "sentence", "alt", "title", "说明", "描述", "标题")
+_TEXTED = ("caption", "match_image_text")  # tasks with a text for each picture
 _FOLDER = "@folder"
 _LARGEST = 64  # pixels of a picture's side that a small model reads
 _ALONG = 8  # patches along a side of a picture of this size
@@ -48,20 +49,20 @@ def guess_pictures(sample: Sample, *, name: str, task: str | None = None, gflops
     """Guess a recipe for rows with pictures; None where they have none.
 
     Args:
-        task: classify_image or caption; guessed when left out.
+        task: classify_image, caption or match_image_text; when left out one of the first two, by the columns.
         gflops: matrix speed of the machine, for the estimate of time (1e9 operations / s).
 
     Raises:
         DataError: nothing beside the pictures can be learned.
     """
     pictures = sample.pictures
-    if pictures is None or task not in (None, "classify_image", "caption"):
+    if pictures is None or task not in (None, "classify_image", *_TEXTED):
         return None
     label, caption = _label(sample, pictures), _caption(sample, pictures)
-    if task == "caption" or (task is None and caption and (label is None or caption.lower() in _CAPTIONS[:2])):
+    if task in _TEXTED or (task is None and caption and (label is None or caption.lower() in _CAPTIONS[:2])):
         if caption is None:
             raise DataError(_nothing(sample, "no column holds a text for each picture, such as `caption`"))
-        return _captioning(sample, pictures, caption, name, gflops)
+        return _texted(sample, pictures, caption, name, gflops, task or "caption")
     if label is None:
         raise DataError(_nothing(sample, "nothing says what is on the pictures"))
     return _classifying(sample, pictures, label, name, gflops)
@@ -158,40 +159,48 @@ def _classifying(sample: Sample, pictures: Pictures, label: str, name: str, gflo
     return Guess(lines.text(), "classify_image", (*_seen(sample, pictures), *told), parameters, seconds)
 
 
-def _captioning(sample: Sample, pictures: Pictures, caption: str, name: str, gflops: float) -> Guess:
-    why = f"{caption} is a text for each picture"
+def _texted(sample: Sample, pictures: Pictures, caption: str, name: str, gflops: float, task: str) -> Guess:
+    """For a text with each picture, which is written or matched."""
+    why, writes = f"{caption} is a text for each picture", task == "caption"
     texts = [text for row in sample.rows if isinstance(text := row.get(caption), str) and text.strip()]
     seen = look(texts, sample.share, files=sample.files, cut="row")
-    tokenizer = tokenizer_for(seen, "denoise")
+    tokenizer = tokenizer_for(seen, "denoise" if writes else "masked_lm")
     vocab_size, tokens = token_counts(seen, tokenizer)
-    lines = _begun(sample, pictures, name, "caption", why)
-    _columns(lines, {"image": pictures.column, "caption": caption}, "our names: yours")
+    lines = _begun(sample, pictures, name, task, why)
+    _columns(lines, {"image": pictures.column, "caption" if writes else "text": caption}, "our names: yours")
     _split(lines, sample, pictures)
     lines.section("tokenizer", 1)
     for place, (setting, value) in enumerate(tokenizer.value.items()):
-        lines.add(2, setting, value, "" if place else tokenizer.why + ", of the captions")
+        lines.add(2, setting, value, "" if place else tokenizer.why + ", of the texts")
     read, size = _size(pictures), "3x128" if pictures.count < 2_000 else "3x192"
     layers, width = (int(number) for number in size.split("x"))
-    _model(lines, "caption-mini", size, read, pictures, dropout=0.1)
+    _model(lines, "caption-mini" if writes else "clip-mini", size, read, pictures, dropout=0.1)
     parameters = layers * 28 * width**2 + vocab_size * width
     longest = _longest(texts, tokens / max(1, seen.count))
     epochs, seconds = _epochs(pictures.count, parameters, read.patches + longest.value // 2, gflops)
     lines.section("train")
     lines.add(1, "epochs", epochs, f"passes over the pictures; roughly {duration(seconds)} here")
-    lines.add(1, "batch", _under(_BATCHES, pictures.count), "pictures per step")
+    if writes:
+        lines.add(1, "batch", _under(_BATCHES, pictures.count), "pictures per step")
+    else:
+        lines.add(
+            1, "batch", max(64, _under(_BATCHES, pictures.count)), "pictures that compete for one another's texts"
+        )
     lines.add(1, "context", *longest)
-    lines.add(1, "objective", {"longest_target": longest.value}, "tokens that a caption may have")
+    if writes:
+        lines.add(1, "objective", {"longest_target": longest.value}, "tokens that a caption may have")
     _training(lines, pictures.count, epochs)
-    told = [f"a caption, for example: {texts[0]:.80}", f"task caption: {why}"]
-    return Guess(lines.text(), "caption", (*_seen(sample, pictures), *told), parameters, seconds)
+    other = " (--task match_image_text finds pictures and texts by one another instead)" if writes else ""
+    told = [f"a text, for example: {texts[0]:.80}", f"task {task}: {why}{other}"]
+    return Guess(lines.text(), task, (*_seen(sample, pictures), *told), parameters, seconds)
 
 
 def _longest(texts: Sequence[str], mean_tokens: float) -> Choice:
-    """Tokens of nearly all captions, in steps of 16."""
+    """Tokens of nearly all texts, in steps of 16."""
     lengths = sorted(map(len, texts))
     share = mean_tokens / max(1.0, sum(lengths) / len(lengths))
     needed = int(lengths[int(0.98 * (len(lengths) - 1))] * share * 1.2) + 4
-    return Choice(min(256, max(16, -(-needed // 16) * 16)), "tokens of a caption, enough for nearly all")
+    return Choice(min(256, max(16, -(-needed // 16) * 16)), "tokens of a text, enough for nearly all")
 
 
 def _begun(sample: Sample, pictures: Pictures, name: str, task: str, why: str) -> Lines:

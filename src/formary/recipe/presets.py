@@ -76,6 +76,16 @@ _CAPTION: dict[str, Any] = {
     "initialisation": "llama",
 }
 
+# CLIP's switches (Radford et al. 2021, section 2.4) with the plain GELU; texts are short, so is their context.
+_CLIP: dict[str, Any] = {
+    "topology": "two_towers",
+    "embedder": "patches",
+    "head": "none",
+    "patch_bias": False,
+    "patch_norm": True,
+    "initialisation": "bert",
+}
+
 # The published sizes for MovieLens: Kang and McAuley 2018, section 4.1; Sun et al. 2019, section 4.4.
 _SASREC: dict[str, Any] = {
     "activation": "relu",
@@ -144,6 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "detection_tokens": 20,
     },
     "caption-mini": {**_MODERN, **_CAPTION, "layers": 3, "width": 192, "image_size": 64, "patch_size": 8},
+    "clip-mini": {**_CLIP, "layers": 3, "width": 192, "image_size": 64, "patch_size": 8, "shared_width": 128},
     "vit-base": {**_VIT, "layers": 12, "width": 768, "heads": 12, "image_size": 224, "patch_size": 16},
     "series-mini": {**_SERIES, "layers": 3, "width": 128, "heads": 8, "ffn_width": 256, "dropout": 0.2},
     "table-mini": {**_COLUMNS, "layers": 3, "width": 64, "heads": 4, "dropout": 0.1},
@@ -202,6 +213,9 @@ def preset(
         fields.setdefault("ffn_width", gated_width(fields["width"]))
     outer = {key: value for key, value in fields.items() if key in _MODEL_FIELDS}
     stack = {"context": context, **{key: value for key, value in fields.items() if key in _STACK_FIELDS}}
+    if outer["topology"] == "two_towers":
+        towers = (TransformerConfig(**{**stack, "causal": causal}) for causal in (stack.get("causal", True), False))
+        return ModelConfig(transformer=next(towers), encoder=next(towers), vocab_size=vocab_size, **outer)
     if outer["topology"] != "encoder_decoder":
         return ModelConfig(transformer=TransformerConfig(**stack), vocab_size=vocab_size, **outer)
     decoder = TransformerConfig(**{**stack, "causal": True, "cross_attention": True})

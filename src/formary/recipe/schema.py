@@ -18,6 +18,7 @@ UNITS = {
     "caption": "images",
     "generate_image": "pixels",
     "detect": "images",
+    "match_image_text": "images",
     "next_item": "items",
     "forecast": "points",
     "classify_row": "cells",

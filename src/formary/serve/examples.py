@@ -72,5 +72,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "forecast": [],  # a series has the step and the columns of its model
     "row": [],
     "picture": [],
+    "match": [],
+    "paint": [],
     "recommend": [],
 }

@@ -43,7 +43,7 @@ PUBLIC = ("/", "/static/")
 """Paths that need no key: the page itself, which asks for the key."""
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 HEADERS = {
@@ -91,6 +91,9 @@ _TABS = {
     "forecasts": "forecast",
     "row_labels": "row",
     "ranking": "recommend",
+    "boxes": "picture",
+    "retrieval": "match",
+    "pictures": "paint",
 }
 
 
@@ -222,6 +225,8 @@ def described(name: str, model: Model) -> dict[str, Any]:
     config = model.config
     shown = tabs(model)
     labels = list(config.labels) if config.labelled and "span" not in shown and "choose" not in shown else []
+    if "paint" in shown:
+        labels = list(getattr(model.task, "labels", ()))
     columns = list(getattr(model.task, "reads", ())) if "forecast" in shown or "row" in shown else []
     return {
         "id": name,
@@ -250,9 +255,9 @@ def tabs(model: Model) -> list[str]:
         answers = None
     tab = _TABS.get(answers) if answers else None
     if tab is not None and model.config.embedder == "patches":
-        return ["picture"]
-    if answers in ("ranking", "pictures"):  # its tokens are things, no words
-        return [tab] if tab else []
+        return ["match" if tab == "match" else "picture"]
+    if tab is not None and answers in ("ranking", "pictures"):  # its tokens are things, no words
+        return [tab]
     if isinstance(model.network, EncoderDecoder):
         return ["translate" if tab == "translate" else "rewrite"]
     if tab is not None and not (tab == "translate" and model.chat_template):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from formary.data.images import is_data_uri
 from formary.errors import DataError, FormaryError
 from formary.infer.answers import rows_of, writer_of, writing, written_answer
 from formary.infer.engine import Event, Request
@@ -77,7 +78,11 @@ async def embedded(served: Served, body: EmbeddingRequest, key: str) -> dict[str
     answers = await _answers(served, texts, {}, key)
     read = sum(min(len(tokens), served.worker.context) for tokens in served.model.tokenizer.encode_batch(texts))
     data = [
-        {"object": "embedding", "index": number, "embedding": _coded(answer["vector"], body.encoding_format)}
+        {
+            "object": "embedding",
+            "index": number,
+            "embedding": _coded(answer.get("vector") or answer["text_vector"], body.encoding_format),
+        }
         for number, answer in enumerate(answers)
     ]
     return {"object": "list", "data": data, "model": served.name, "usage": _usage(read)}
@@ -115,7 +120,7 @@ def _check_lengths(rows: Sequence[Any], field: str, first: Sequence[str] = (), f
     """
     for number, row in enumerate(rows):
         if isinstance(row, str):
-            length = 0 if set(first) & set(files) else len(row)
+            length = 0 if set(first) & set(files) or (files and is_data_uri(row)) else len(row)
         else:
             length = len(dumps({name: value for name, value in row.items() if name not in files}))
         if length > limits.ROW_CHARACTERS:

@@ -78,7 +78,7 @@ class Served:
                 found.append("chat")
         if self.task is not None:
             found.append("predict")
-            if self.model.task.answers == "vectors":
+            if self.model.task.answers in ("vectors", "retrieval"):
                 found.append("embeddings")
         elif self.fills:
             found.append("predict")

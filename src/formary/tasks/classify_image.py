@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from formary.data.augment_images import partners, varied
-from formary.data.images import fitted
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer, wordless
 from formary.model.config import ModelConfig, Topology
@@ -25,9 +24,6 @@ from formary.tasks.classify import Classify, label_of
 from formary.tasks.models import picture_config, with_label_head
 from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
 from formary.tasks.protocol import Batch, Example, Row
-
-_MOST_NUMBERS = 60_000_000  # that a baseline learns from: of more rows it sees smaller pictures
-_LARGEST = 32  # side in pixels of what a baseline sees
 
 
 class ClassifyImage(Classify):
@@ -113,12 +109,7 @@ class ClassifyImage(Classify):
 
     def features(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """(rows, numbers): the pixels, of large pictures or very many shrunk ones, for a baseline to learn from."""
-        side, channels = min(self.pictures.size, _LARGEST), self.pictures.channels
-        while side > 4 and len(rows) * side * side * channels > _MOST_NUMBERS:
-            side //= 2
-        pictures = self.pictures.read(rows, "row")
-        small = np.stack([fitted(picture, side).reshape(-1) for picture in pictures])
-        return small.astype(np.float32) / np.float32(255)
+        return self.pictures.flat(rows)
 
     def worded(self, row: Row) -> str:
         """What stands for a row in a line of text."""

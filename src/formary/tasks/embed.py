@@ -138,17 +138,13 @@ class Embed:
         texts, positives = self._vectors(network, batch), self._vectors(network, _part(batch, "positive"))
         count = len(texts)
         scores = texts @ positives.T / self.temperature  # (batch, batch)
-        twice = _equal(batch["tokens"]) | _equal(batch["positive_tokens"])
-        twice &= ~torch.eye(count, dtype=torch.bool, device=twice.device)
-        scores = scores.masked_fill(twice, -torch.inf)
-        forward = scores
+        twice = same_rows(batch["tokens"]) | same_rows(batch["positive_tokens"])
+        against = None
         if "negative_tokens" in batch:
             negatives = self._vectors(network, _part(batch, "negative"))
-            against = texts @ negatives.T / self.temperature
-            forward = torch.cat([scores, against.masked_fill(~batch["negative_given"][None], -torch.inf)], dim=1)
-        own = torch.arange(count, device=scores.device)
-        found = F.cross_entropy(forward, own, reduction="sum") + F.cross_entropy(scores.T, own, reduction="sum")
-        return found / 2, torch.tensor(count)
+            against = (texts @ negatives.T / self.temperature).masked_fill(~batch["negative_given"][None], -torch.inf)
+        found = contrast(scores, twice, against)
+        return found, torch.tensor(count)
 
     def predict(
         self,
@@ -210,6 +206,21 @@ def _part(batch: Batch, part: str) -> Batch:
     return {name: batch[f"{part}_{name}"] for name in names if f"{part}_{name}" in batch}
 
 
-def _equal(tokens: Tensor) -> Tensor:
+def same_rows(tokens: Tensor) -> Tensor:
     """(batch, batch), True where two sequences of (batch, seq) are the same."""
     return (tokens[:, None] == tokens[None]).all(dim=-1)
+
+
+def contrast(scores: Tensor, same: Tensor, against: Tensor | None = None) -> Tensor:
+    """The summed cross-entropy of finding the own column of each row and the own row of each column, the mean of both.
+
+    Args:
+        scores: (batch, batch), on the diagonal those of pairs.
+        same: (batch, batch), True where another row or column is no contrast, since it is the same thing again.
+        against: (batch, others), what rows compete with too.
+    """
+    own = torch.arange(len(scores), device=scores.device)
+    scores = scores.masked_fill(same & (own[:, None] != own), -torch.inf)
+    forward = scores if against is None else torch.cat([scores, against], dim=1)
+    found = F.cross_entropy(forward, own, reduction="sum") + F.cross_entropy(scores.T, own, reduction="sum")
+    return found / 2

@@ -75,8 +75,9 @@ def with_label_head(
     Raises:
         RecipeError: the model is an encoder-decoder.
     """
-    if config.topology == "encoder_decoder":
-        raise RecipeError(f"model: task {task} needs an encoder or a decoder, and this is an encoder-decoder")
+    if config.encoder is not None:
+        kind = "an encoder-decoder" if config.topology == "encoder_decoder" else "two towers"
+        raise RecipeError(f"model: task {task} needs an encoder or a decoder, and this is {kind}")
     return dataclasses.replace(
         config,
         head=head,

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from formary.data.images import Pixels, data_uri, decoded, fitted, is_data_uri
@@ -31,6 +32,8 @@ SENT = "sent_size"
 
 _MEASURED = 2000
 _THUMBNAIL = 96  # pixels of a picture's longer side in a report
+_MOST_NUMBERS = 60_000_000  # that a baseline looks at: of more rows it sees smaller pictures
+_LARGEST = 32  # side in pixels of what a baseline sees
 _TOGETHER = 1024  # pictures that are decoded at a time, by several threads
 
 
@@ -44,6 +47,7 @@ class PictureReader:
         mean, std: by channel, of pixels from 0 to 1: what is taken off and what the rest is divided by.
         column: of the rows, that holds the picture.
         positions: vectors that a model makes of a picture.
+        cut: whether the square in the middle is read of a picture, which is else stretched to a square.
     """
 
     size: int
@@ -52,6 +56,7 @@ class PictureReader:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     column: str = "image"
     positions: int = 0
+    cut: bool = False
 
     @classmethod
     def of_config(cls, config: ModelConfig) -> Self:
@@ -65,6 +70,7 @@ class PictureReader:
             config.image_mean or half,
             config.image_std or half,
             positions=positions,
+            cut=config.image_cut,
         )
 
     @classmethod
@@ -111,7 +117,7 @@ class PictureReader:
             )
         place = f"{place}: field '{self.column}'"
         whole = decoded(row[self.column], place, channels=self.channels)
-        return fitted(whole, self.size), tuple(row.get(SENT) or (whole.shape[1], whole.shape[0]))
+        return fitted(whole, self.size, cut=self.cut), tuple(row.get(SENT) or (whole.shape[1], whole.shape[0]))
 
     def received(
         self, values: Sequence[Any], places: Sequence[str], *, most_pixels: int
@@ -132,8 +138,16 @@ class PictureReader:
         for value, place in zip(values, places, strict=True):
             picture = decoded(value, place, channels=self.channels, paths=False, most_pixels=most_pixels)
             most_pixels -= picture.shape[0] * picture.shape[1]
-            found.append((data_uri(fitted(picture, self.size)), (picture.shape[1], picture.shape[0])))
+            found.append((data_uri(fitted(picture, self.size, cut=self.cut)), (picture.shape[1], picture.shape[0])))
         return found
+
+    def flat(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """(rows, numbers) from 0 to 1, of large pictures or very many those of shrunk ones, for a baseline to look at."""
+        side = min(self.size, _LARGEST)
+        while side > 4 and len(rows) * side * side * self.channels > _MOST_NUMBERS:
+            side //= 2
+        small = np.stack([fitted(picture, side).reshape(-1) for picture in self.read(rows, "row")])
+        return small.astype(np.float32) / np.float32(255)
 
     def pixels(self, pictures: Sequence[Pixels]) -> Tensor:
         """Pictures as a network reads them: (batch, channels, size, size), mean taken off and divided by std."""

@@ -32,6 +32,7 @@ Answers = Literal[
     "spans",
     "texts",
     "vectors",
+    "retrieval",
     "choices",
     "multiple_choice",
     "ranking",
@@ -165,7 +166,7 @@ class LabelledTask(Task, Protocol):
     learns from, where that is not `collate`'s: pictures that are changed and mixed, a function of the step; `features(rows)`
     gives numbers (rows, numbers) for the linear baseline, which `features_are` names, where rows have no text;
     `worded(row)` stands for a row that is no text in a line about it; `thumbnail(row)` is a small picture of a row, as a data
-    URI.
+    URI; `asks_any`, that a row may have any of its columns and need not have what the task asks for.
     """
 
     form: ClassVar[RowForm]  # the columns of its rows

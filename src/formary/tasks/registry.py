@@ -18,6 +18,7 @@ from formary.tasks.embed import Embed
 from formary.tasks.forecast import Forecast
 from formary.tasks.generate_image import GenerateImage
 from formary.tasks.masked_lm import MaskedLM
+from formary.tasks.match_image_text import MatchImageText
 from formary.tasks.multiple_choice import MultipleChoice
 from formary.tasks.next_item import NextItem
 from formary.tasks.preference import Preference
@@ -35,6 +36,7 @@ LABELLED: dict[str, type[LabelledTask]] = {
     "translate": Translate,
     "caption": Caption,
     "generate_image": GenerateImage,
+    "match_image_text": MatchImageText,
     "chat": Chat,
     "preference": Preference,
     "multiple_choice": MultipleChoice,

@@ -212,12 +212,12 @@ def _topology(recipe: Recipe) -> Literal["decoder", "encoder_decoder"]:
 
 
 def _writer(config: ModelConfig) -> Literal["decoder", "encoder_decoder"]:
-    if config.topology == "encoder":
+    if config.topology in ("encoder", "two_towers"):
         raise RecipeError(
-            "model: task translate needs an encoder-decoder or a decoder, and an encoder writes no text; "
+            "model: task translate needs an encoder-decoder or a decoder, and this model writes no text; "
             "take one such as a T5, or leave out model.start"
         )
-    return config.topology
+    return "decoder" if config.topology == "decoder" else "encoder_decoder"
 
 
 def _end_of(tokenizer: Tokenizer) -> int:

@@ -5,6 +5,7 @@ A new family is one file with a `Family` and one entry here.
 
 from formary.hub.families.bart import BART
 from formary.hub.families.bert import BERT, DISTILBERT, ROBERTA
+from formary.hub.families.clip import CLIP
 from formary.hub.families.family import Family
 from formary.hub.families.formary import FORMARY
 from formary.hub.families.gpt2 import GPT2
@@ -16,5 +17,5 @@ from formary.hub.families.yolos import YOLOS
 # In the order in which a writer asks them; the last represents everything.
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (GPT2, LLAMA, QWEN2, QWEN3, BERT, ROBERTA, DISTILBERT, BART, T5, VIT, DEIT, YOLOS, FORMARY)
+    for family in (GPT2, LLAMA, QWEN2, QWEN3, BERT, ROBERTA, DISTILBERT, BART, T5, VIT, DEIT, YOLOS, CLIP, FORMARY)
 }

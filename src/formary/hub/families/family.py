@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
     "relu": "relu",
     "relu2": "relu2",
     "silu": "silu",
@@ -35,6 +36,7 @@ ACTIVATIONS: dict[str, Activation] = {
 HF_ACTIVATIONS: dict[Activation, str] = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_new",
+    "gelu_quick": "quick_gelu",
     "relu": "relu",
     "relu2": "relu2",
     "silu": "silu",
@@ -54,12 +56,14 @@ class Rule:
         names: theirs; several are joined along the rows in this order (query, key, value; gate, input).
         transposed: their matrix is stored (in, out), as GPT-2's.
         row: their vector is stored (1, n), as BART's final_logits_bias.
+        squeezed: dimensions of 1 are left out in theirs, as in CLIP's class vector.
         flipped: their rows are in the opposite order, as BERT's "is next" and "is random".
     """
 
     names: tuple[str, ...]
     transposed: bool = False
     row: bool = False
+    squeezed: bool = False
     flipped: bool = False
 
 
@@ -193,7 +197,7 @@ def _essence(config: ModelConfig) -> ModelConfig:
         changes.update(labels=())
     if head != "classify":
         changes.update(problem="single")
-    if head != "classify":
+    if head != "classify" and config.topology != "two_towers":
         changes.update(pooling="first")
     if not config.pooler:
         changes.update(pooler_activation="tanh")
@@ -212,6 +216,8 @@ def join(ours: str, rule: Rule, pieces: list[Tensor], like: Tensor, stack: Trans
             expected = (expected[1], expected[0])
         if rule.row:
             expected = (1, *expected)
+        if rule.squeezed:
+            expected = tuple(size for size in expected if size != 1)
         if tuple(piece.shape) != expected:
             raise CheckpointError(
                 f"weight {name} has shape {tuple(piece.shape)}, config.json asks for {expected} (our {ours})"
@@ -237,6 +243,8 @@ def split(rule: Rule, whole: Tensor, stack: TransformerConfig) -> dict[str, Tens
         pieces = tuple(piece.T for piece in pieces)
     if rule.row:
         pieces = tuple(piece[None] for piece in pieces)
+    if rule.squeezed:
+        pieces = tuple(piece.squeeze() for piece in pieces)
     return {name: piece.contiguous() for name, piece in zip(rule.names, pieces)}
 
 

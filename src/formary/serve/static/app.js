@@ -4,7 +4,7 @@ import { get, sentence } from "./api.js";
 import { byId, make } from "./elements.js";
 import { recommendPanel } from "./items.js";
 import { apply, language, number, onLanguage, setLanguage, t } from "./language.js";
-import { picturePanel } from "./pictures.js";
+import { matchPanel, paintPanel, picturePanel } from "./pictures.js";
 import { runsPanel } from "./runs.js";
 import { forecastPanel, rowPanel } from "./tables.js";
 import { choosePanel, classifyPanel, embedPanel, fillPanel, spanPanel, tagPanel } from "./tasks.js";
@@ -14,7 +14,7 @@ import { chatPanel, completePanel, rewritePanel, translatePanel } from "./write.
 const PANELS = {
   chat: chatPanel, complete: completePanel, translate: translatePanel,
   rewrite: rewritePanel, classify: classifyPanel, tag: tagPanel,
-  span: spanPanel, embed: embedPanel, choose: choosePanel, forecast: forecastPanel, row: rowPanel, picture: picturePanel, recommend: recommendPanel, fill: fillPanel, runs: runsPanel,
+  span: spanPanel, embed: embedPanel, choose: choosePanel, forecast: forecastPanel, row: rowPanel, picture: picturePanel, match: matchPanel, paint: paintPanel, recommend: recommendPanel, fill: fillPanel, runs: runsPanel,
 };
 const LOADING = 1500; // milliseconds until the server is asked again
 
