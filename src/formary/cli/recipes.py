@@ -133,7 +133,8 @@ def _files_of(recipe_path: Path) -> Iterator[Path]:
     sources = [one for source in (*data.sources, *data.validation, *data.test) for one in _copied(source, home)]
     own = [source for source in sources if not source.startswith(bundled.PACKAGE)]
     named = expand(own, home) if own else []
-    given = [path for path in (data.augment.synonyms, data.tokenizer.path, recipe.model.start) if path]
+    starts = (recipe.model.start, recipe.model.start_text)
+    given = [path for path in (data.augment.synonyms, data.tokenizer.path, *starts) if path]
     named += [home / path for path in given if not path.startswith((bundled.PACKAGE, bundled.RECIPE))]
     files: dict[Path, None] = {}
     for path in named:

@@ -64,6 +64,8 @@ def check_model(recipe: Recipe, base: Path) -> None:
             _check_switches(recipe)
         _check_start(recipe, recipe.model.start, base, fitting, getattr(task, "embedder", "tokens"))
         return
+    if recipe.model.start_text is not None:
+        raise RecipeError("model.start_text: is joined to the ViT that model.start names, and there is none; name one")
     model = recipe.model  # the vocabulary is not known yet and does not matter here
     made = preset(model.preset, vocab_size=1, context=recipe.train.context, size=model.size, switches=model.switches)
     reads = getattr(task, "embedder", "tokens")
@@ -113,6 +115,17 @@ def _check_switches(recipe: Recipe) -> None:
 
 def _check_start(recipe: Recipe, start: str, base: Path, fitting: tuple[str, ...], reads: str) -> None:
     config = _config(start, base)
+    if recipe.model.start_text is not None:
+        joins = reads == "patches" and fitting in (("encoder_decoder",), ("two_towers",))
+        if not joins:
+            raise RecipeError(
+                f"model.start_text: is for tasks with pictures and texts, caption and match_image_text, not {recipe.task}"
+            )
+        if recipe.model.start_text.startswith(bundled.RECIPE):
+            raise RecipeError("model.start_text: name the folder of a trained model; recipe:NAME is for model.start")
+        from formary.tasks.models import joined_config
+
+        config = joined_config(config, _config(recipe.model.start_text, base), fitting[0])
     if config.embedder != reads or (fitting and config.topology not in fitting):
         kind = _needed([config.topology], config.embedder)
         raise RecipeError(f"model.start: task {recipe.task} needs {_needed(fitting, reads)}, and {start} is {kind}")

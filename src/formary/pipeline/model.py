@@ -20,27 +20,35 @@ if TYPE_CHECKING:
 
 
 def loaded_start(context: Context, tokenizer: Tokenizer) -> Network:
-    """The network of `model.start`.
+    """The network of `model.start`, joined with that of `model.start_text` where there is one.
 
     Raises:
         RecipeError: it has another vocabulary than the tokenizer, or a shorter context than asked for.
     """
     from formary.errors import RecipeError
     from formary.infer.loaded import load
+    from formary.tasks.models import joined
+    from formary.tasks.registry import labelled_task
 
     recipe = context.recipe
-    assert recipe.model.start is not None
+    assert recipe.model.start is not None and recipe.model.words is not None
     start = load(context.located(recipe.model.start) or recipe.model.start)
-    if not tokenizer.vocab.items() <= start.tokenizer.vocab.items():
+    words = start
+    if recipe.model.start_text is not None:
+        words = load(context.located(recipe.model.start_text) or recipe.model.start_text)
+    if not tokenizer.vocab.items() <= words.tokenizer.vocab.items():
         raise RecipeError(
-            f"model.start: {recipe.model.start} has another vocabulary than the run's tokenizer, its weights would "
+            f"model.start: {recipe.model.words} has another vocabulary than the run's tokenizer, its weights would "
             "mean nothing; leave out data.tokenizer.path, so that the model's own is taken"
         )
     if start.config.reads_text and start.config.context < recipe.train.context:
         raise RecipeError(
             f"train.context: {recipe.train.context} is longer than the {start.config.context} that {recipe.model.start} can read"
         )
-    return start.network
+    if words is start:
+        return start.network
+    (topology,) = getattr(labelled_task(recipe.task), "topologies")  # noqa: B009
+    return joined(start.network, words.network, topology, seed=recipe.train.seed)
 
 
 def tokenizer_of(context: Context, reference: str) -> Tokenizer:
@@ -64,7 +72,7 @@ def say_model(context: Context, network: Network, settled: Runtime) -> None:
     if settled.processes.count > 1:
         threads = f"{settled.processes.count} processes ({kind_for(settled.parallel, network, settled)}) of {threads}"
     context.console.print(
-        f"  {model.start or model.preset}: {parameter_count(network):,} parameters, {config.layers} x {config.width}, "
+        f"  {model.named}: {parameter_count(network):,} parameters, {config.layers} x {config.width}, "
         f"{threads}, {settled.precision} on {settled.device}"
     )
 

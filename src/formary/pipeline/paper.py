@@ -137,7 +137,7 @@ def _story(context: Context) -> dict[str, Any]:
 
 
 def _tokenizer_facts(context: Context) -> dict[str, Any]:
-    path = context.recipe.data.tokenizer.path or context.recipe.model.start
+    path = context.recipe.data.tokenizer.path or context.recipe.model.words
     words = tokenizers.load(context.tokenizer)
     if not words.vocab_size:
         return {}
@@ -152,7 +152,7 @@ def _tokenizer_facts(context: Context) -> dict[str, Any]:
 
 def _model_facts(context: Context, facts: dict[str, Any]) -> dict[str, Any]:
     return {
-        "preset": context.recipe.model.start or context.recipe.model.preset,
+        "preset": context.recipe.model.named,
         **facts.get("model", {}),
         "trained_steps": facts.get("step"),
         "best_step": facts.get("best_step"),

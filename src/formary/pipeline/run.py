@@ -231,7 +231,7 @@ def file_fingerprints(recipe: Recipe, base: Path, folder: Path) -> dict[str, str
 
     data = recipe.data
     paths = expand([*data.sources, *data.validation, *data.test], base)
-    extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start]
+    extra = [data.tokenizer.path, data.augment.synonyms, recipe.model.start, recipe.model.start_text]
     if data.items is not None:
         paths += expand(data.items.sources, base)
         extra.append(data.items.vectors)

@@ -458,5 +458,6 @@ def moved(recipe: Recipe, base: Path, folder: Path) -> Recipe:
     augment = data.augment.model_copy(update={"synonyms": found(data.augment.synonyms)})
     lists = {part: [seen(name) for name in getattr(data, part)] for part in ("sources", "validation", "test")}
     data = data.model_copy(update={**lists, "tokenizer": tokenizer, "augment": augment})
-    model = recipe.model.model_copy(update={"start": found(recipe.model.start)})
+    starts = {"start": found(recipe.model.start), "start_text": found(recipe.model.start_text)}
+    model = recipe.model.model_copy(update=starts)
     return recipe.model_copy(update={"data": data, "model": model})

@@ -107,7 +107,7 @@ def _tokenizer(context: Context) -> None:
     from formary.tasks.registry import labelled_task
 
     recipe, settings = context.recipe, context.recipe.data.tokenizer
-    path, task = settings.path or recipe.model.start, labelled_task(recipe.task)
+    path, task = settings.path or recipe.model.words, labelled_task(recipe.task)
     vocabulary = getattr(task, "vocabulary", None)
     source = f"loaded from {path}" if path else settings.kind
     if path:
@@ -242,7 +242,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "tokenizer",
         "train or load the tokenizer",
-        lambda recipe: [recipe.data.tokenizer.model_dump(), recipe.task, recipe.model.preset, recipe.model.start],
+        lambda recipe: [recipe.data.tokenizer.model_dump(), recipe.task, recipe.model.preset, recipe.model.words],
         _tokenizer,
         ("data/tokenizer/tokenizer.json",),
     ),

@@ -180,9 +180,23 @@ class Model(Section):
         None,
         description="weights to start from: a model folder, a hub id, package:NAME/path, or recipe:NAME, which is run first",
     )
+    start_text: str | None = Field(
+        None,
+        description="caption, match_image_text: a second model to start from, which writes or reads the texts; start is a ViT then",
+    )
     switches: dict[str, Any] = Field(
         default_factory=dict, description="fields of TransformerConfig that replace the preset's"
     )
+
+    @property
+    def words(self) -> str | None:
+        """The model whose tokenizer is the run's, if any is started from."""
+        return self.start_text or self.start
+
+    @property
+    def named(self) -> str:
+        """What the model is made of, for the eye."""
+        return " with ".join(filter(None, (self.start, self.start_text))) or self.preset
 
 
 class Optimiser(Section):

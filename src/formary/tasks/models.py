@@ -6,11 +6,27 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
+
 from formary.data.tokenizer import Tokenizer
 from formary.errors import RecipeError
 from formary.model.config import ModelConfig, Topology
+from formary.model.topologies import Network, build
 from formary.recipe.presets import PRESETS, preset
 from formary.recipe.schema import Recipe
+
+# What a config says of pictures.
+_SEEING = (
+    "image_size",
+    "patch_size",
+    "patch_bias",
+    "patch_norm",
+    "channels",
+    "class_tokens",
+    "image_cut",
+    "image_mean",
+)
+_SEEING += ("image_std",)
 
 
 def scratch_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> ModelConfig:
@@ -45,6 +61,60 @@ def picture_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> 
     tokens = (config.image_size // config.patch_size) ** 2 + config.class_tokens + config.detection_tokens
     stack = "transformer" if config.encoder is None else "encoder"
     return dataclasses.replace(config, **{stack: dataclasses.replace(getattr(config, stack), context=tokens)})
+
+
+def joined_config(seeing: ModelConfig, wording: ModelConfig, topology: Topology) -> ModelConfig:
+    """The config of one model made of two: one that reads pictures, and one that writes or reads texts.
+
+    Args:
+        topology: encoder_decoder, where the second writes what the first has seen, or two_towers.
+
+    Raises:
+        RecipeError: the first is no encoder of patches, or the second does not do what is asked or has another width.
+    """
+    if seeing.topology != "encoder" or seeing.embedder != "patches":
+        raise RecipeError("model.start: beside model.start_text it has to be an encoder of pictures, such as a ViT")
+    pictures = {name: getattr(seeing, name) for name in _SEEING}
+    encoder, texts = seeing.transformer, wording.transformer
+    plain = {"labels": (), "pooler": False, "next_sentence": False, "embedder": "patches", "encoder": encoder}
+    if topology == "two_towers":
+        if wording.encoder is not None or not wording.reads_text:
+            raise RecipeError("model.start_text: has to be an encoder or a decoder of texts, such as BERT or GPT-2")
+        pooling = "last" if texts.causal else "mean"
+        towers: dict[str, Any] = {"head": "none", "tied_embeddings": True, "head_bias": False, "pooling": pooling}
+        towers["shared_width"] = texts.width
+        return dataclasses.replace(wording, topology=topology, **plain, **pictures, **towers)
+    if wording.topology != "decoder" or wording.head != "linear":
+        raise RecipeError("model.start_text: has to be a decoder that writes, such as GPT-2")
+    if encoder.width != texts.width:
+        raise RecipeError(
+            f"model.start_text: writes from vectors of {texts.width} numbers, and model.start gives {encoder.width}; "
+            "take two models of one width"
+        )
+    crossing = dataclasses.replace(texts, cross_attention=True)
+    start = wording.bos_id if wording.bos_id is not None else wording.eos_id
+    return dataclasses.replace(
+        wording, topology=topology, transformer=crossing, decoder_start_id=start, **plain, **pictures
+    )
+
+
+def joined(seeing: Network, wording: Network, topology: Topology, *, seed: int | None = None) -> Network:
+    """One network of two, with the weights of both; what joins them (cross-attention, projections) is new.
+
+    Args:
+        seed: of what is new.
+    """
+    network = build(joined_config(seeing.config, wording.config, topology), seed=seed)
+    of_texts = "decoder_embedder." if topology == "encoder_decoder" else "text_embedder."
+    given = {name.replace("transformer.", "encoder.", 1): weight for name, weight in seeing.named_parameters()}
+    given = {name: weight for name, weight in given.items() if name.startswith(("embedder.", "encoder."))}
+    for name, weight in wording.named_parameters():
+        given[of_texts + name.removeprefix("embedder.") if name.startswith("embedder.") else name] = weight
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in given:
+                parameter.copy_(given[name])
+    return network
 
 
 def asks_for_decoder(recipe: Recipe) -> bool:
