@@ -156,11 +156,66 @@ def test_pictures_and_texts_are_matched_where_that_is_asked_for(here):
     assert {"text_retrieval_mrr", "image_retrieval_mrr"} <= {metric["metric"] for metric in done.metrics}
 
 
+def scenes(here, count=60):
+    """Pictures of one or two light squares: their left, top, right and bottom, and what they are called."""
+    found = []
+    for number in range(count):
+        pixels = picture(number)
+        pixels[1:5, 2:7] = 250
+        corners, names = [[2, 1, 7, 5]], [_CLASSES[number % 3]]
+        if number % 2:
+            pixels[7:11, 6:11] = 200
+            corners, names = [*corners, [6, 7, 11, 11]], [*names, "hat"]
+        Image.fromarray(pixels).save(here / f"{number}.png")
+        found.append((f"{number}.png", corners, names))
+    return found
+
+
+def make_coco(here):
+    categories = [{"id": 7 + place, "name": name} for place, name in enumerate((*_CLASSES, "hat"))]
+    ids = {one["name"]: one["id"] for one in categories}
+    images, annotations = [], []
+    for number, (path, corners, names) in enumerate(scenes(here)):
+        images.append({"id": number, "file_name": path, "width": 12, "height": 12})
+        for (left, top, right, bottom), name in zip(corners, names):
+            box = [left, top, right - left, bottom - top]
+            one = {"id": len(annotations), "image_id": number, "category_id": ids[name], "bbox": box}
+            annotations.append(one | {"area": box[2] * box[3], "iscrowd": 0})
+    written = {"images": images, "annotations": annotations, "categories": categories}
+    (here / "instances.json").write_text(json.dumps(written))
+    return "instances.json"
+
+
+def make_boxed_rows(here):
+    rows = [{"photo": path, "where": corners, "what": names} for path, corners, names in scenes(here)]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return "rows.jsonl"
+
+
+@pytest.mark.parametrize("make", [make_coco, make_boxed_rows], ids=lambda make: make.__name__.removeprefix("make_"))
+def test_things_in_pictures_are_found_where_boxes_are_given(here, make):
+    result = formary(make(here), "--out", "recipe.yaml")
+    assert result.exit_code == 0, result.output
+    assert "up to 2 things in a picture, of 4 kinds: bag, coat, hat, shoe" in result.output
+    recipe = read(here / "recipe.yaml")
+    assert recipe.task == "detect" and recipe.model.switches["detection_tokens"] > 2
+    assert ("corners" in recipe.data.columns) == (make is make_boxed_rows)
+    done = run(here / "recipe.yaml", overrides=_TINY, folder=here / "run", console=Console(quiet=True))
+    assert {"map@50", "map@50:95"} <= {metric["metric"] for metric in done.metrics}
+
+
+def test_boxes_are_missed_where_they_are_asked_for(here):
+    folders(here / "in", 12)
+    result = formary("in", "--task", "detect")
+    assert result.exit_code == 2 and "no columns hold lists of boxes" in result.output
+
+
 def test_every_value_has_its_reason(here):
     formary(make_captions(here), "--out", "captions.yaml")
     formary(here / "rows.csv", "--task", "match_image_text", "--out", "matches.yaml")
+    formary(make_coco(here), "--out", "boxes.yaml")
     formary(make_folders_by_part(here), "--out", "labels.yaml")
-    for name in ("captions.yaml", "matches.yaml", "labels.yaml"):
+    for name in ("captions.yaml", "matches.yaml", "boxes.yaml", "labels.yaml"):
         before = ""
         for line in (here / name).read_text().splitlines():
             value = "" if line.lstrip().startswith("#") else line.partition(": ")[2]

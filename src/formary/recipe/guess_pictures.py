@@ -24,6 +24,7 @@ _CAPTIONS = ("caption", "captions", "text", "description", "sentence", "alt", "t
 _TEXTED = ("caption", "match_image_text")  # tasks with a text for each picture
 _FOLDER = "@folder"
 _LARGEST = 64  # pixels of a picture's side that a small model reads
+_LARGEST_SCENE = 128  # where small things in it are looked for
 _ALONG = 8  # patches along a side of a picture of this size
 _EPOCHS = ((500, 100), (2_000, 60), (20_000, 30), (100_000, 12), (None, 4))  # passes over so many pictures
 _LONGEST = 1800.0  # seconds that a first run may take
@@ -45,19 +46,34 @@ class _Size:
         return (self.side // self.patch) ** 2
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Columns of boxes and of what is in each."""
+
+    boxes: str
+    labels: str
+    corners: bool  # left, top, right, bottom; else x, y, width, height
+    most: int  # things in a picture
+    names: tuple[str, ...]
+
+
 def guess_pictures(sample: Sample, *, name: str, task: str | None = None, gflops: float = 50.0) -> Guess | None:
     """Guess a recipe for rows with pictures; None where they have none.
 
     Args:
-        task: classify_image, caption or match_image_text; when left out one of the first two, by the columns.
+        task: classify_image, caption, match_image_text or detect; when left out by the columns, and never the third.
         gflops: matrix speed of the machine, for the estimate of time (1e9 operations / s).
 
     Raises:
         DataError: nothing beside the pictures can be learned.
     """
     pictures = sample.pictures
-    if pictures is None or task not in (None, "classify_image", *_TEXTED):
+    if pictures is None or task not in (None, "classify_image", "detect", *_TEXTED):
         return None
+    if task in (None, "detect") and (found := _boxes(sample, pictures)):
+        return _detecting(sample, pictures, found, name, gflops)
+    if task == "detect":
+        raise DataError(_nothing(sample, "no columns hold lists of boxes (four numbers each) and of what is in them"))
     label, caption = _label(sample, pictures), _caption(sample, pictures)
     if task in _TEXTED or (task is None and caption and (label is None or caption.lower() in _CAPTIONS[:2])):
         if caption is None:
@@ -91,6 +107,41 @@ def _caption(sample: Sample, pictures: Pictures) -> str | None:
     return next(iter(named), max(lengths, key=lengths.__getitem__, default=None))
 
 
+def _boxes(sample: Sample, pictures: Pictures) -> _Found | None:
+    """The columns of boxes and of what is in each: lists of one length, of four numbers each and of names or numbers."""
+    others = [name for name in names_of(sample.rows[:100]) if name != pictures.column]
+    rows = [row for row in sample.rows[:2000] if any(row.get(name) is not None for name in others)]
+    for name in others:
+        lists = [row.get(name) for row in rows]
+        if not all(isinstance(one, list) for one in lists) or not any(lists):
+            continue
+        given = [box for one in lists for box in one]  # type: ignore[union-attr]
+        if not all(isinstance(box, list) and len(box) == 4 and _numbers(box) for box in given):
+            continue
+        lengths = [len(one) for one in lists]  # type: ignore[arg-type]
+        named = [other for other in others if other != name and _lengths(rows, other) == lengths]
+        if not named:
+            continue
+        labels = next((other for other in named if other.lower() in _LABELS), named[0])
+        things = [sum(label not in (-1, None) for label in row[labels]) for row in rows]
+        real = [box for row in rows for box, label in zip(row[name], row[labels]) if label not in (-1, None)]
+        corners = name.lower() != "bbox" and all(box[2] > box[0] and box[3] > box[1] for box in real)
+        values = sorted({str(label) for row in rows for label in row[labels] if label not in (-1, None)})
+        return _Found(name, labels, corners, max(things, default=1), tuple(values))
+    return None
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _lengths(rows: Rows, name: str) -> list[int]:
+    """How long each row's list of names or numbers is; [] where not all have one."""
+    lists = [row.get(name) for row in rows]
+    flat = all(isinstance(one, list) and all(isinstance(x, str | int | None) for x in one) for one in lists)
+    return [len(one) for one in lists] if flat else []  # type: ignore[arg-type]
+
+
 def _worded(rows: Rows, name: str) -> bool:
     """Whether most values are texts of several words, or in Chinese of several characters."""
     values = [row.get(name) for row in rows[:200]]
@@ -111,16 +162,16 @@ def _nothing(sample: Sample, why: str) -> str:
     )
 
 
-def _size(pictures: Pictures) -> _Size:
-    """The square that is read, and its patches: small pictures as they are, larger ones shrunk to 64 pixels."""
+def _size(pictures: Pictures, *, largest: int = _LARGEST) -> _Size:
+    """The square that is read, and its patches: small pictures as they are, larger ones shrunk to `largest` pixels."""
     side = round(median(pictures.sides))
-    if side > _LARGEST:
+    if side > largest:
         return _Size(
-            _LARGEST,
-            _LARGEST // _ALONG,
+            largest,
+            largest // _ALONG,
             f"{side} pixels in a typical one are shrunk; more shows more and takes longer",
         )
-    patch = 2 if side <= 16 else 4 if side <= 40 else 8
+    patch = 2 if side <= 16 else 4 if side <= 40 else 8 if side <= _LARGEST else 16
     whole = max(patch, -(-side // patch) * patch)
     return _Size(whole, patch, f"{side} pixels in a typical one" + ("" if whole == side else ", stretched a little"))
 
@@ -157,6 +208,35 @@ def _classifying(sample: Sample, pictures: Pictures, label: str, name: str, gflo
     shown = ", ".join(values[:10]) + (" ..." if len(values) > 10 else "")
     told = [f"{len(values):,} labels: {shown}", f"task classify_image: {why}"]
     return Guess(lines.text(), "classify_image", (*_seen(sample, pictures), *told), parameters, seconds)
+
+
+def _detecting(sample: Sample, pictures: Pictures, found: _Found, name: str, gflops: float) -> Guess:
+    why = f"{found.boxes} and {found.labels} say where things are on the pictures, and what"
+    lines = _begun(sample, pictures, name, "detect", why)
+    form = "corners" if found.corners else "boxes"
+    said = "left, top, right, bottom" if found.corners else "x, y, width, height"
+    mapped = {"image": pictures.column, form: found.boxes, "labels": found.labels}
+    _columns(lines, mapped, f"our names: yours; four numbers are taken for {said}")
+    _split(lines, sample, pictures)
+    read, size = _size(pictures, largest=_LARGEST_SCENE), "4x128"
+    layers, width = (int(number) for number in size.split("x"))
+    _model(lines, "yolos-mini", size, read, pictures, dropout=0.0)
+    tokens = max(16, 3 * found.most)
+    lines.add(2, "detection_tokens", tokens, f"each finds one thing; a picture has up to {found.most} of them")
+    parameters = layers * 12 * width**2 + width * (read.patch**2 * (1 if pictures.grey else 3) + read.patches + tokens)
+    epochs, seconds = _epochs(pictures.count, parameters, read.patches + tokens, gflops)
+    lines.section("train")
+    lines.add(1, "epochs", epochs, f"passes over the pictures; roughly {duration(seconds)} here")
+    lines.add(1, "batch", _under(_BATCHES, pictures.count), "pictures per step")
+    lines.section("augment", 1)
+    lines.add(2, "mosaic", 0.5, "half of the pictures become four parts of four")
+    lines.add(2, "crop", max(1, read.side // 14), "pixels by which a picture may move")
+    lines.add(2, "flip", True, "false where left and right differ")
+    _training(lines, pictures.count, epochs)
+    lines.add(1, "best", "metric", "the weights that are best on the validation pictures are kept")
+    shown = ", ".join(found.names[:10]) + (" ..." if len(found.names) > 10 else "")
+    told = [f"up to {found.most} things in a picture, of {len(found.names):,} kinds: {shown}", f"task detect: {why}"]
+    return Guess(lines.text(), "detect", (*_seen(sample, pictures), *told), parameters, seconds)
 
 
 def _texted(sample: Sample, pictures: Pictures, caption: str, name: str, gflops: float, task: str) -> Guess:
@@ -259,7 +339,8 @@ def _model(lines: Lines, preset: str, size: str, read: _Size, pictures: Pictures
         1 if pictures.grey else 3,
         "all pictures looked at are grey" if pictures.grey else "colours",
     )
-    lines.add(2, "dropout", dropout, "pictures are few, so some forgetting helps")
+    if dropout:
+        lines.add(2, "dropout", dropout, "pictures are few, so some forgetting helps")
 
 
 def _training(lines: Lines, count: int, epochs: int) -> None:
