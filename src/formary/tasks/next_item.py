@@ -10,7 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from formary.tasks.cross_entropy import IGNORED, cross_entropy
 from formary.tasks.models import context_of, reading_topology, scratch_config
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.ranking import ranked
-from formary.tasks.reading import collated, hidden_states, outputs, padded, windows
+from formary.tasks.reading import collated, first_seen, hidden_states, outputs, padded, windows
 from formary.tasks.sampled import sampled_loss
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]", "bos": "[START]"}
@@ -227,10 +227,8 @@ class NextItem:
             raise RequestError(f"{next(iter(options))}: is no option of task {self.name}; there are k and exclude_seen")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise RequestError(f"k: {k!r} is no number of items; give 1 or more")
-        exclude = self.objective.exclude_seen if exclude_seen is None else exclude_seen
-        examples = self.examples(
-            [{"history": row.get("history"), "item": row.get("item")} for row in rows], targets=False
-        )
+        asked = [{"history": row.get("history"), "item": row.get("item")} for row in rows]
+        examples = self.examples(asked, targets=False)
 
         def answer(network: Network, batch: Batch) -> list[Answer]:
             assert isinstance(network, Encoder | Decoder) and isinstance(network.head, LanguageHead)
@@ -244,7 +242,7 @@ class NextItem:
                     batch["row"][start : start + at_once].tolist(), network.head.capped(scores.float()).cpu().numpy()
                 ):
                     ids, unknown, target = examples[row].memory
-                    found.append(self.ranked(one, ids, target, k=k, exclude=exclude) | unknown)
+                    found.append(self.ranked(one, ids, target, k=k, exclude=exclude_seen) | unknown)
             return found
 
         return outputs(self, network, examples, answer, precision=precision, progress=progress)
@@ -270,8 +268,7 @@ class NextItem:
 
     def known_items(self, names: Sequence[str]) -> list[int]:
         """The tokens of the items that the model knows."""
-        found = (self.tokenizer.vocab.get(name) for name in names)
-        return [number for number in found if number is not None and number >= len(SPECIAL)]
+        return [number for name in names if (number := self.tokenizer.vocab.get(name, -1)) >= len(SPECIAL)]
 
     def item_of(self, row: Row) -> int | None:
         """The token of a row's item: -1 where the model does not know it, None where the row has none."""
@@ -315,7 +312,7 @@ class NextItem:
         if steps < 1:
             return []
         stretches = windows([1] * steps, room=self.context, shared=self.context // _SHARED)
-        own = _first_seen(stretches) if self.causal else stretches
+        own = first_seen(stretches) if self.causal else stretches
         found = []
         for (start, stop), (first, last) in zip(stretches, own):
             targets = np.full(stop - start, IGNORED, dtype=np.int64)
@@ -349,11 +346,4 @@ class NextItem:
 
     def _table(self, network: Encoder | Decoder) -> Tensor:
         """(vocab_size, width), what a hidden state is multiplied with to score items."""
-        table: Tensor = network.embedder.vectors()  # type: ignore[operator]
-        return table
-
-
-def _first_seen(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of overlapping stretches each unit's first, where the most comes before it is read in the next."""
-    ends = [0, *(stop for _, stop in stretches)]
-    return [(max(start, before), stop) for (start, stop), before in zip(stretches, ends)]
+        return cast(Tensor, network.embedder.vectors())  # type: ignore[operator]

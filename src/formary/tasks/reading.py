@@ -232,6 +232,12 @@ def owned(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(zip([stretches[0][0], *cuts], [*cuts, stretches[-1][1]]))
 
 
+def first_seen(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Each unit's one stretch of `windows` for a causal model: the first, in which the most stands before it."""
+    ends = [0, *(stop for _, stop in stretches)]
+    return [(max(start, before), stop) for (start, stop), before in zip(stretches, ends)]
+
+
 def place_of(row: Row, where: str) -> str:
     """How an error calls a row: by its number, and by its id where it has one."""
     return f"{where} (id {row['id']})" if row.get("id") is not None else where
