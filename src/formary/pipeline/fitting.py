@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from formary.errors import RecipeError
-from formary.model.config import ModelConfig
+from formary.model.config import ModelConfig, Topology
 from formary.pipeline.context import existing
 from formary.recipe import bundled, read
 from formary.recipe.presets import PRESETS, preset
@@ -113,7 +113,7 @@ def _check_switches(recipe: Recipe) -> None:
             raise RecipeError(f"model.switches.{name}: a loaded model can have only its dropout and pooling switched")
 
 
-def _check_start(recipe: Recipe, start: str, base: Path, fitting: tuple[str, ...], reads: str) -> None:
+def _check_start(recipe: Recipe, start: str, base: Path, fitting: tuple[Topology, ...], reads: str) -> None:
     config = _config(start, base)
     if recipe.model.start_text is not None:
         joins = reads == "patches" and fitting in (("encoder_decoder",), ("two_towers",))

@@ -15,18 +15,10 @@ from formary.model.topologies import Network, build
 from formary.recipe.presets import PRESETS, preset
 from formary.recipe.schema import Recipe
 
-# What a config says of pictures.
 _SEEING = (
-    "image_size",
-    "patch_size",
-    "patch_bias",
-    "patch_norm",
-    "channels",
-    "class_tokens",
-    "image_cut",
-    "image_mean",
-)
-_SEEING += ("image_std",)
+    "image_size", "patch_size", "patch_bias", "patch_norm", "channels", "class_tokens", "image_cut", "image_mean", "image_std",
+)  # fmt: skip
+"""What a config says of pictures."""
 
 
 def scratch_config(recipe: Recipe, tokenizer: Tokenizer, topology: Topology) -> ModelConfig:
@@ -76,7 +68,8 @@ def joined_config(seeing: ModelConfig, wording: ModelConfig, topology: Topology)
         raise RecipeError("model.start: beside model.start_text it has to be an encoder of pictures, such as a ViT")
     pictures = {name: getattr(seeing, name) for name in _SEEING}
     encoder, texts = seeing.transformer, wording.transformer
-    plain = {"labels": (), "pooler": False, "next_sentence": False, "embedder": "patches", "encoder": encoder}
+    plain: dict[str, Any] = {"labels": (), "pooler": False, "next_sentence": False, "embedder": "patches"}
+    plain["encoder"] = encoder
     if topology == "two_towers":
         if wording.encoder is not None or not wording.reads_text:
             raise RecipeError("model.start_text: has to be an encoder or a decoder of texts, such as BERT or GPT-2")
