@@ -76,7 +76,8 @@ _CAPTION: dict[str, Any] = {
     "initialisation": "llama",
 }
 
-# CLIP's switches (Radford et al. 2021, section 2.4) with the plain GELU; texts are short, so is their context.
+# CLIP's switches (Radford et al. 2021, section 2.4). The small one takes means of patches and of tokens that see one another,
+# which learns far more from few pictures than a class token and the end of a causal text.
 _CLIP: dict[str, Any] = {
     "topology": "two_towers",
     "embedder": "patches",
@@ -154,7 +155,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "detection_tokens": 20,
     },
     "caption-mini": {**_MODERN, **_CAPTION, "layers": 3, "width": 192, "image_size": 64, "patch_size": 8},
-    "clip-mini": {**_CLIP, "layers": 3, "width": 192, "image_size": 64, "patch_size": 8, "shared_width": 128},
+    "clip-mini": {
+        **_CLIP,
+        "causal": False,
+        "pooling": "mean",
+        "class_tokens": 0,
+        "layers": 3,
+        "width": 192,
+        "image_size": 64,
+        "patch_size": 8,
+        "shared_width": 128,
+    },
+    "clip-base": {
+        **_CLIP,
+        "activation": "gelu_quick",
+        "layers": 12,
+        "width": 512,
+        "heads": 8,
+        "image_size": 224,
+        "patch_size": 32,
+        "shared_width": 512,
+    },
     "vit-base": {**_VIT, "layers": 12, "width": 768, "heads": 12, "image_size": 224, "patch_size": 16},
     "series-mini": {**_SERIES, "layers": 3, "width": 128, "heads": 8, "ffn_width": 256, "dropout": 0.2},
     "table-mini": {**_COLUMNS, "layers": 3, "width": 64, "heads": 4, "dropout": 0.1},
