@@ -163,9 +163,10 @@ def _model_facts(context: Context, facts: dict[str, Any]) -> dict[str, Any]:
 def _energy(context: Context, threads: int) -> Energy:
     seconds = sum(context.times.values())
     watts = threads * _WATTS_PER_CORE
+    cores = "1 busy core" if threads == 1 else f"{threads} busy cores"
     return Energy(
         kwh=seconds * watts / 3.6e6,
-        assumption=f"{threads} busy cores at {_WATTS_PER_CORE:.0f} W each, the board included, for {seconds:.0f} s; not measured",
+        assumption=f"{cores} at {_WATTS_PER_CORE:.0f} W each, the board included, for {seconds:.0f} s; not measured",
     )
 
 

@@ -452,20 +452,21 @@ def _profile(report: ReportData) -> dict[str, Any] | None:
             entry["name"],
             entry["kind"],
             f"{entry['calls'] / found['steps']:,.0f}",
-            _milliseconds(entry["seconds"], found),
+            _each_step(entry["seconds"], found),
         ]
         for entry in found["operations"][:10]
     ]
     return {
-        "heading": f"{_milliseconds(found['seconds'], found)} a step while it was watched",
+        "heading": f"{_each_step(found['seconds'], found)} a step while it was watched",
         "figure": _both(lambda width: figures.bars(rows, label="share of the time", width=width)),
         "operations": longest,
         "steps": found["steps"],
     }
 
 
-def _milliseconds(seconds: float, profile: Mapping[str, Any]) -> str:
-    return f"{1000 * seconds / profile['steps']:,.1f} ms"
+def _each_step(seconds: float, profile: Mapping[str, Any]) -> str:
+    each = seconds / profile["steps"]
+    return f"{each:,.1f} s" if each >= 10 else f"{1000 * each:,.1f} ms"
 
 
 def _both(draw: Callable[[int], str]) -> Markup:
