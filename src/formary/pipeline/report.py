@@ -510,7 +510,9 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital letter at the beginning, but for words that have capitals of their own, such as mAP."""
+    own = any(letter.isupper() for letter in text.partition(" ")[0])
+    return text if own else text[:1].upper() + text[1:]
 
 
 def _unbroken(text: str) -> str:
