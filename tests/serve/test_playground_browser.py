@@ -319,7 +319,7 @@ def test_pictures_are_boxed_matched_and_painted(
         (found,) = server.service.models["boxes"].predict([picture(4, 40)])
         sure = [box for box in found["boxes"] if box["score"] >= 0.5]
         page.wait_for_selector(
-            ".output:not(.writing) canvas.found" if sure else ".output:has-text('nothing that it is sure of')"
+            ".output:not(.writing) canvas.boxed" if sure else ".output:has-text('nothing that it is sure of')"
         )
         assert page.locator(".ranking li").count() == len(sure)
         page.select_option("#model", "matches")

@@ -115,7 +115,7 @@ function boxed(boxes, chosen) {
   if (sure.length === 0) return make("p", { class: "big faint", text: t("picture_empty") });
   const names = [...new Set(sure.map((one) => one.label))];
   const share = Math.max(2, Math.min(8, Math.floor(SHOWN / Math.max(...chosen.size)))); // boxes of small pictures are drawn fine
-  const canvas = draw(make("canvas", { class: "picture found", role: "img", "aria-label": sure.map((one) => one.label).join(", ") }), chosen.shown, SHOWN, share);
+  const canvas = draw(make("canvas", { class: "picture boxed", role: "img", "aria-label": sure.map((one) => one.label).join(", ") }), chosen.shown, SHOWN, share);
   const drawing = canvas.getContext("2d");
   const across = canvas.width / chosen.size[0];
   const down = canvas.height / chosen.size[1];

@@ -70,7 +70,7 @@ function listed(forecasts) {
   return make(
     "div", { class: "scroll", tabindex: "0", role: "region", label: "forecast" },
     make(
-      "table", {}, make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })))),
+      "table", { class: "figures" }, make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })))),
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((text) => make("td", { text }))))),
     ),
   );

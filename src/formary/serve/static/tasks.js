@@ -153,6 +153,7 @@ export function asking(model, tab, fields, fill, complete, answer) {
     output.classList.add("writing");
     try {
       output.replaceChildren(await answer());
+      output.scrollIntoView({ block: "nearest" });
       say(output.innerText);
     } catch (error) {
       output.replaceChildren(make("p", { class: "notice", role: "alert", text: sentence(error) ?? "" }));
