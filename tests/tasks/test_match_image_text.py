@@ -13,6 +13,7 @@ from formary.model.topologies import build
 from formary.recipe.presets import preset
 from formary.recipe.schema import Evaluate, Recipe
 from formary.tasks.match_image_text import MatchImageText
+from formary.tasks.reading import in_batches
 
 _RNG = np.random.default_rng(7)
 SAID = {"up": "a bright sky over dark ground", "down": "snow at night", "left": "the left side is lit"}
@@ -153,6 +154,13 @@ def test_a_folder_gives_the_same_vectors_here_and_in_transformers(preset, rows, 
             input_ids=batch["tokens"], pixel_values=batch["pixels"], attention_mask=batch["mask"].long()
         ).text_embeds
     assert theirs.numpy() == pytest.approx(np.array([one["text_vector"] for one in given]), abs=1e-4)
+
+
+def test_validation_contrasts_as_many_rows_as_training_does(task, rows):
+    examples = task.examples(rows[:7], targets=True)
+    batches = list(in_batches(task, examples, batch=4))
+    assert [len(batch["pixels"]) for batch in batches] == [4, 3]
+    assert torch.equal(torch.cat([batch["pixels"] for batch in batches]), task.collate(examples)["pixels"])
 
 
 def test_a_training_step_depends_on_nothing_but_its_number(rows):

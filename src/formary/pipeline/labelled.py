@@ -86,6 +86,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         console=context.console,
     )
     batches: Batches = RowBatches(task, examples, settings)
+    together = (settings.micro_batch or settings.batch_size) if getattr(task, "contrasts", False) else None
     private = None
     if recipe.privacy:
         if getattr(task, "kind", None) == "regression":
@@ -102,7 +103,7 @@ def train_rows(context: Context, kind: type[LabelledTask]) -> float:
         words,
         batches=batches,
         remade=remade,
-        validation=(lambda: in_batches(task, validation)) if validation else None,
+        validation=(lambda: in_batches(task, validation, batch=together)) if validation else None,
         settings=settings,
         runtime=settled,
         private=private,

@@ -158,8 +158,19 @@ class RowBatches:
         return self.changed(chosen, step) if self.changed else self.task.collate(chosen)
 
 
-def in_batches(task: LabelledTask, examples: Sequence[Example], *, tokens: int = _AT_ONCE["cpu"]) -> Iterator[Batch]:
-    """Every example once, like lengths together, for measuring."""
+def in_batches(
+    task: LabelledTask, examples: Sequence[Example], *, tokens: int = _AT_ONCE["cpu"], batch: int | None = None
+) -> Iterator[Batch]:
+    """Every example once, like lengths together, for measuring.
+
+    Args:
+        batch: so many in each, in their order, where the rows of a batch are contrasted with one another: its size is then
+            part of what is measured.
+    """
+    if batch is not None:
+        for start in range(0, len(examples), batch):
+            yield task.collate(examples[start : start + batch])
+        return
     for rows in by_length([len(example.inputs) for example in examples], tokens=tokens):
         yield task.collate([examples[row] for row in rows])
 
