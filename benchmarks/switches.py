@@ -1,4 +1,5 @@
-"""What each switch of learning speed is worth: validation loss after equal processor time, turned on or off against `fast`.
+"""What each switch of learning speed is worth: validation loss after equal processor time, turned on or off against `fast`
+without its ramp.
 
     python benchmarks/switches.py [--seeds 5] [--seconds 30] [--out switches.jsonl]
     python benchmarks/switches.py --text TEXT [--seconds 60] [--out switches.jsonl]
@@ -54,10 +55,10 @@ data:
   split: {{validation: 0.02, test: 0.0, duplicates: keep}}
   tokenizer: {{kind: bpe, vocab_size: 2048, sample_chars: 4000000}}
 model: {{preset: fast, size: 4x128}}
-train: {{steps: 300, batch: 16, context: 128}}
+train: {{steps: 300, batch: 16, context: 128, ramp: null}}
 """
 # `shakespeare` and `fast` agree on optimiser and schedule; the recipe's feed-forward width keeps it within 0.81 M weights.
-OF_SHAKESPEARE = ["model.preset=fast"]
+OF_SHAKESPEARE = ["model.preset=fast", "train.ramp=null"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Switch:
 _ADAMW = "{name: adamw, lr: 0.003, weight_decay: 0.1}"
 _UNGATED = ("model.switches.gated=false", "model.switches.activation=relu2")
 SWITCHES: dict[str, Switch] = {
-    "fast": Switch("the preset itself", ()),
+    "fast": Switch("the preset without its ramp", ()),
     "muon": Switch("AdamW (lr 0.003) in place of Muon", (f"train.optimiser={_ADAMW}",)),
     "rope": Switch("learned positions in place of RoPE", ("model.switches.position=learned",)),
     "qk_norm": Switch("no QK-norm", ("model.switches.qk_norm=false",)),

@@ -12,7 +12,8 @@ from formary.recipe.presets import PRESETS, preset
 from formary.recipe.reading import parse
 from formary.tasks.registry import LABELLED, PRETRAINING
 
-OF_TOPOLOGY = {"encoder": "bert-mini", "decoder": "gpt-mini", "encoder_decoder": "seq2seq-mini"}
+OF_TOPOLOGY = {"encoder": "bert-mini", "decoder": "gpt-mini", "encoder_decoder": "seq2seq-mini", "two_towers": "clip-mini"}
+READS = {"two_towers": "patches"}  # the others read tokens
 TASKS = {**PRETRAINING, **LABELLED}
 QUESTION = {"question": "a", "choices": ["b", "c"], "answer": 0}
 ROWS = {
@@ -46,7 +47,7 @@ def started(tmp_path_factory):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_takes_the_presets_and_models_of_its_topologies_and_no_others(started, name, topology):
     fits, needs_start = topology in TASKS[name].topologies, getattr(TASKS[name], "needs_start", False)
-    fits = fits and getattr(TASKS[name], "embedder", "tokens") == "tokens"
+    fits = fits and getattr(TASKS[name], "embedder", "tokens") == READS.get(topology, "tokens")
     for field, model in (
         ("preset", f"{{preset: {OF_TOPOLOGY[topology]}}}"),
         ("start", f"{{start: {started / topology}}}"),

@@ -93,6 +93,15 @@ def test_the_fast_preset_brings_its_optimiser_and_schedule_along():
         == parse("{name: x, data: {sources: [x]}, train: {steps: 5}}").train
     )
     assert train.optimiser.lr == TRAINING["fast"]["optimiser"]["lr"]
+    assert train.ramp is not None and (train.ramp.first, train.context) == (64, 256)
+
+
+def test_the_fast_preset_begins_with_short_sequences_where_the_task_can_and_the_recipe_is_silent():
+    assert parse(FAST, overrides=["train.context=96"]).train.ramp.first == 24
+    silent = ["train.ramp=null", "train.context=30", "task=classify", "privacy={epsilon: 8, delta: 1.0e-5, clip: 1.0}"]
+    for override in silent:
+        assert parse(FAST, overrides=[override]).train.ramp is None, override
+    assert parse(FAST, overrides=["train.ramp={first: 128}"]).train.ramp.first == 128
 
 
 def test_what_the_recipe_says_of_training_stands_before_the_preset():

@@ -10,6 +10,7 @@ from typing import Any
 
 from formary.errors import RecipeError, nearest
 from formary.model.config import ModelConfig, Topology, TransformerConfig
+from formary.recipe.schema import Train
 
 _GPT2: dict[str, Any] = {
     "activation": "gelu_tanh",
@@ -189,6 +190,9 @@ TRAINING: dict[str, dict[str, dict[str, Any]]] = {
     }
 }
 
+RAMPED = ("fast",)
+"""The presets under which causal training begins with short sequences, from a quarter of the context on."""
+
 _MODEL_FIELDS = {field.name for field in dataclasses.fields(ModelConfig)} - {"transformer", "encoder"}
 _STACK_FIELDS = {field.name for field in dataclasses.fields(TransformerConfig)}
 
@@ -244,12 +248,18 @@ def preset(
     return ModelConfig(transformer=decoder, encoder=encoder, vocab_size=vocab_size, **outer)
 
 
-def training_of(name: str, train: dict[str, Any]) -> dict[str, Any]:
+def training_of(name: str, train: dict[str, Any], *, ramps: bool = True) -> dict[str, Any]:
     """A recipe's train section with what a preset says of training, where the recipe is silent.
 
     Numbers that belong to another optimiser or schedule than the one asked for are left out.
+
+    Args:
+        ramps: whether sequences of the task can be cut short.
     """
     filled = dict(train)
+    context = train.get("context", Train.model_fields["context"].default)
+    if ramps and name in RAMPED and "ramp" not in train and isinstance(context, int) and context % 4 == 0 < context - 4:
+        filled["ramp"] = {"first": context // 4}
     for section, fields in TRAINING.get(name, {}).items():
         own = {} if train.get(section) is None else train[section]
         if isinstance(own, dict) and own.get("name", fields["name"]) == fields["name"]:

@@ -50,7 +50,8 @@ def parse(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> 
             values["train"].pop(other, None)
     model, train = values.get("model"), values.get("train") or {}
     if isinstance(model, dict) and isinstance(train, dict) and model.get("start") is None:
-        values["train"] = training_of(str(model.get("preset")), train)
+        ramps = values.get("task", "causal_lm") == "causal_lm" and values.get("privacy") is None
+        values["train"] = training_of(str(model.get("preset")), train, ramps=ramps)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
