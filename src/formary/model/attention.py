@@ -79,14 +79,12 @@ class Attention(nn.Module):
             queries = self._split(self.query(hidden), self.heads)
             keys, values = self._memory(memory, cache)
         else:
-            qk, v = self.qkv(hidden).split(
-                [(self.heads + self.kv_heads) * self.head_width, self.kv_heads * self.head_width], -1
-            )
+            by_head = self.qkv(hidden).unflatten(-1, (-1, self.head_width))
+            q, k, v = by_head.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
             if self.value_mix is not None:
                 assert embedded is not None
-                v = self.value_mix(v, embedded)
-            turned, values = self._split(qk, self.heads + self.kv_heads), self._split(v, self.kv_heads)
-            queries, keys = turned[:, : self.heads], turned[:, self.heads :]
+                v = self.value_mix(v.flatten(2), embedded).view_as(v)
+            queries, keys, values = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             if self.query_norm is not None and self.key_norm is not None:
                 queries, keys = self.query_norm(queries), self.key_norm(keys)
             if rotation is not None:
