@@ -54,13 +54,13 @@ def home(tmp_path):
     return tmp_path
 
 
-def trained(home, task, **model):
+def trained(home, task, train=None, **model):
     recipe = {
         "name": "tiny",
         "task": task,
         "data": {"sources": ["rows.jsonl"], "split": {"validation": 0.15, "test": 0.2}},
         "model": {"start": "vit", **model},
-        "train": {"steps": 4, "batch": 8, "context": 16, "validate_every": 4, "optimiser": {"lr": 1e-3}},
+        "train": {"steps": 4, "batch": 8, "context": 16, "validate_every": 4, "optimiser": {"lr": 1e-3}, **(train or {})},
         "evaluate": {"bootstrap": 100},
         "machine": {"threads": 1, "device": "cpu", "precision": "float32"},
     }
@@ -107,6 +107,18 @@ def test_a_vit_and_a_model_of_texts_learn_to_match(home, name, special):
     assert model.config.pooling == ("mean" if name == "bert-mini" else "last")
     rows = [{"image": data_uri(np.zeros((9, 9, 3), np.uint8)), "candidates": _TEXTS}]
     assert set(model.predict(rows)[0]["probabilities"]) == set(_TEXTS)
+
+
+@pytest.mark.parametrize("method", ["head", "last", "lora"])
+def test_parts_of_two_towers_are_tuned(home, method):
+    written(home / "words", "bert-mini", "masked_lm")
+    before = {name: weight.clone() for name, weight in vit().named_parameters()}
+    trained(home, "match_image_text", {"tune": {"method": method, "layers": 1}}, start_text="words")
+    after = dict(load(home / "run/model").network.named_parameters())
+    kept = torch.equal(after["embedder.patches.weight"], before["embedder.patches.weight"])
+    moved = not torch.equal(after["encoder.blocks.0.ffn.input.weight"], before["transformer.blocks.0.ffn.input.weight"])
+    assert kept and moved == (method != "head")
+    assert float(after["similarity_scale"].detach()) != pytest.approx(np.log(1 / 0.07), abs=1e-6)
 
 
 def test_what_does_not_join_is_refused_before_the_data_is_read(home):

@@ -18,6 +18,7 @@ from formary.train import lora
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 _LAST_NORM = ("transformer.norm.", "encoder.norm.")
+_MEETING = ("projection.", "text_projection.", "similarity_scale")  # what stands for a head where two towers meet
 _DEEPEST = ("embedder", "relative_bias")  # what every block depends on
 
 
@@ -79,6 +80,8 @@ def _in_last(name: str, config: ModelConfig, layers: int) -> bool:
 
 
 def _of_head(name: str, config: ModelConfig, tune: Tune) -> bool:
+    if config.topology == "two_towers":
+        return name.startswith(_MEETING)
     if config.labelled:
         return name.startswith(("head.", "pooler."))
     return tune.method == "head" and name.startswith("head.")
