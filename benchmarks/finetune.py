@@ -138,7 +138,7 @@ class Finetuning:
                 model=model,
                 args=arguments,
                 train_dataset=[  # type: ignore[arg-type]
-                    {"input_ids": e.tokens.tolist(), "token_type_ids": e.types.tolist(), "labels": int(e.target)}
+                    {"input_ids": e.inputs.tolist(), "token_type_ids": e.types.tolist(), "labels": int(e.target)}
                     for e in examples
                 ],
                 data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(self.folder)),
