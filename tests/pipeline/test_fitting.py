@@ -12,7 +12,12 @@ from formary.recipe.presets import PRESETS, preset
 from formary.recipe.reading import parse
 from formary.tasks.registry import LABELLED, PRETRAINING
 
-OF_TOPOLOGY = {"encoder": "bert-mini", "decoder": "gpt-mini", "encoder_decoder": "seq2seq-mini", "two_towers": "clip-mini"}
+OF_TOPOLOGY = {
+    "encoder": "bert-mini",
+    "decoder": "gpt-mini",
+    "encoder_decoder": "seq2seq-mini",
+    "two_towers": "clip-mini",
+}
 READS = {"two_towers": "patches"}  # the others read tokens
 TASKS = {**PRETRAINING, **LABELLED}
 QUESTION = {"question": "a", "choices": ["b", "c"], "answer": 0}

@@ -60,7 +60,14 @@ def trained(home, task, train=None, **model):
         "task": task,
         "data": {"sources": ["rows.jsonl"], "split": {"validation": 0.15, "test": 0.2}},
         "model": {"start": "vit", **model},
-        "train": {"steps": 4, "batch": 8, "context": 16, "validate_every": 4, "optimiser": {"lr": 1e-3}, **(train or {})},
+        "train": {
+            "steps": 4,
+            "batch": 8,
+            "context": 16,
+            "validate_every": 4,
+            "optimiser": {"lr": 1e-3},
+            **(train or {}),
+        },
         "evaluate": {"bootstrap": 100},
         "machine": {"threads": 1, "device": "cpu", "precision": "float32"},
     }
