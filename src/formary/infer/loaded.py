@@ -26,7 +26,7 @@ from formary.infer.probe import Choice, prepared
 from formary.infer.stepper import Stepper, evaluating
 from formary.model.config import ModelConfig
 from formary.model.heads import LanguageHead
-from formary.model.topologies import Encoder, EncoderDecoder, Network, TwoTowers
+from formary.model.topologies import Encoder, EncoderDecoder, Network
 
 if TYPE_CHECKING:
     from formary.tasks.protocol import LabelledTask
@@ -40,6 +40,7 @@ _TASKS = {  # of a model that does not say its own: by what it reads and by its 
     ("tokens", "span"): "answer_span",
     ("tokens", "choice"): "multiple_choice",
     ("tokens", "none"): "embed",  # a backbone alone, as sentence-transformers keeps it
+    ("patches", "none"): "match_image_text",  # of two towers
     ("patches", "classify"): "classify_image",
     ("patches", "detect"): "detect",
     ("columns", "classify"): "classify_row",
@@ -287,12 +288,10 @@ class Model:
     def _task_kind(self) -> type[LabelledTask] | None:
         from formary.tasks.registry import labelled_task
 
-        matches = isinstance(self.network, TwoTowers) and self.config.embedder == "patches"
-        known = "match_image_text" if matches else _TASKS.get((self.config.embedder, self.config.head))
-        name = self.formary.get("task") or known
-        if name == "embed" and not isinstance(self.network, Encoder):
-            name = None
-        return labelled_task(name) if name else None
+        name = self.formary.get("task") or _TASKS.get((self.config.embedder, self.config.head))
+        kind = labelled_task(name) if name else None
+        fitting = getattr(kind, "topologies", ())
+        return None if fitting and self.config.topology not in fitting else kind
 
     def in_precision(self, precision: str) -> tuple[Model, Choice]:
         """This model in "float32", "int8", or ("auto") what measures best here, and why; see `probe.prepared`."""

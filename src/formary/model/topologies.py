@@ -162,6 +162,11 @@ class TwoTowers(nn.Module):
         # By the exponential of this similarities are multiplied before they compete; learned, begins at log(1 / 0.07).
         self.similarity_scale = nn.Parameter(torch.zeros(1))
 
+    @property
+    def scale(self) -> Tensor:
+        """What similarities are multiplied by, (1,); at most 100 (Radford et al. 2021, section 2.5)."""
+        return self.similarity_scale.exp().clamp(max=100.0)
+
     def encode(self, inputs: Tensor) -> Tensor:
         """Vectors (batch, shared_width), not of length 1, of what the embedder reads: pixels (batch, channels, height, width)."""
         pooling = "first" if self.config.class_tokens else "mean"
@@ -177,7 +182,7 @@ class TwoTowers(nn.Module):
         """Vectors of length 1 of both, (batch, shared_width) each, and what their products are multiplied by."""
         seen = nn.functional.normalize(self.encode(inputs), dim=-1)
         read = nn.functional.normalize(self.encode_text(tokens, mask=mask), dim=-1)
-        return seen, read, self.similarity_scale.exp().clamp(max=100.0)
+        return seen, read, self.scale
 
 
 Network = Decoder | Encoder | EncoderDecoder | TwoTowers

@@ -24,8 +24,10 @@ _NAMED = 3  # files that a note names
 
 def gives_files(task: LabelledTask, given: str) -> bool:
     """Whether what a command was given is read as files: always, where the task asks for them; else where they are there."""
-    asked = set(task.form.files) & set(task.asks) or (task.form.files and Path(given).suffix.lower() in SUFFIXES)
-    return bool(asked) or (bool(task.form.files) and file_of(Path(given)).exists())
+    if not task.form.files:
+        return False
+    path, asked = Path(given), set(task.form.files) & set(task.asks)
+    return bool(asked) or path.suffix.lower() in SUFFIXES or file_of(path).exists()
 
 
 def file_rows(
@@ -65,9 +67,8 @@ def _read(task: LabelledTask, given: str, columns: Mapping[str, str], answers: b
             f"files, and tables (CSV, JSONL, Parquet) with a column '{column}'"
         )
     in_folders = all(kind_of(path)[0] == "picture" for path in paths)
-    needed = task.form.columns if answers else tuple(name for name in task.asks if name in task.form.columns)
-    if not answers and getattr(task, "asks_any", False):
-        needed = ()
+    asked = () if getattr(task, "asks_any", False) else task.asks
+    needed = task.form.columns if answers else tuple(name for name in asked if name in task.form.columns)
     if answers and in_folders and {*task.form.columns} - {column, "label"}:
         raise FormaryError(
             f"{given}: the right answers are missing; name the files in a CSV or JSONL with the columns "

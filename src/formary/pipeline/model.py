@@ -47,8 +47,8 @@ def loaded_start(context: Context, tokenizer: Tokenizer) -> Network:
         )
     if words is start:
         return start.network
-    (topology,) = getattr(labelled_task(recipe.task), "topologies")  # noqa: B009
-    return joined(start.network, words.network, topology, seed=recipe.train.seed)
+    task: Any = labelled_task(recipe.task)  # one whose models are joined has one topology, as `fitting` checks
+    return joined(start.network, words.network, task.topologies[0], seed=recipe.train.seed)
 
 
 def tokenizer_of(context: Context, reference: str) -> Tokenizer:

@@ -23,6 +23,7 @@ _LABELS = ("label", "labels", "class", "classes", "category", "target", "y", "sp
 _CAPTIONS = ("caption", "captions", "text", "description", "sentence", "alt", "title", "说明", "描述", "标题")
 _TEXTED = ("caption", "match_image_text")  # tasks with a text for each picture
 _FOLDER = "@folder"
+_NO_LABEL = (-1, None)  # fills up lists of boxes
 _LARGEST = 64  # pixels of a picture's side that a small model reads
 _LARGEST_SCENE = 128  # where small things in it are looked for
 _ALONG = 8  # patches along a side of a picture of this size
@@ -123,11 +124,10 @@ def _boxes(sample: Sample, pictures: Pictures) -> _Found | None:
         if not named:
             continue
         labels = next((other for other in named if other.lower() in _LABELS), named[0])
-        things = [sum(label not in (-1, None) for label in row[labels]) for row in rows]
-        real = [box for row in rows for box, label in zip(row[name], row[labels]) if label not in (-1, None)]
-        corners = name.lower() != "bbox" and all(box[2] > box[0] and box[3] > box[1] for box in real)
-        values = sorted({str(label) for row in rows for label in row[labels] if label not in (-1, None)})
-        return _Found(name, labels, corners, max(things, default=1), tuple(values))
+        things = [[one for one in zip(row[name], row[labels]) if one[1] not in _NO_LABEL] for row in rows]
+        corners = name.lower() != "bbox" and all(b[2] > b[0] and b[3] > b[1] for row in things for b, _ in row)
+        values = sorted({str(label) for row in things for _, label in row})
+        return _Found(name, labels, corners, max(map(len, things), default=1), tuple(values))
     return None
 
 

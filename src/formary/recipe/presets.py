@@ -238,14 +238,13 @@ def preset(
         fields.setdefault("ffn_width", gated_width(fields["width"]))
     outer = {key: value for key, value in fields.items() if key in _MODEL_FIELDS}
     stack = {"context": context, **{key: value for key, value in fields.items() if key in _STACK_FIELDS}}
-    if outer["topology"] == "two_towers":
-        towers = (TransformerConfig(**{**stack, "causal": causal}) for causal in (stack.get("causal", True), False))
-        return ModelConfig(transformer=next(towers), encoder=next(towers), vocab_size=vocab_size, **outer)
-    if outer["topology"] != "encoder_decoder":
+    if outer["topology"] not in ("encoder_decoder", "two_towers"):
         return ModelConfig(transformer=TransformerConfig(**stack), vocab_size=vocab_size, **outer)
-    decoder = TransformerConfig(**{**stack, "causal": True, "cross_attention": True})
     encoder = TransformerConfig(**{**stack, "causal": False, "cross_attention": False})
-    return ModelConfig(transformer=decoder, encoder=encoder, vocab_size=vocab_size, **outer)
+    writes = {"causal": True, "cross_attention": True} if outer["topology"] == "encoder_decoder" else {}
+    return ModelConfig(
+        transformer=TransformerConfig(**{**stack, **writes}), encoder=encoder, vocab_size=vocab_size, **outer
+    )
 
 
 def training_of(name: str, train: dict[str, Any], *, ramps: bool = True) -> dict[str, Any]:
@@ -258,7 +257,14 @@ def training_of(name: str, train: dict[str, Any], *, ramps: bool = True) -> dict
     """
     filled = dict(train)
     context = train.get("context", Train.model_fields["context"].default)
-    if ramps and name in RAMPED and "ramp" not in train and isinstance(context, int) and context % 4 == 0 < context - 4:
+    if (
+        ramps
+        and name in RAMPED
+        and "ramp" not in train
+        and isinstance(context, int)
+        and context > 4
+        and not context % 4
+    ):
         filled["ramp"] = {"first": context // 4}
     for section, fields in TRAINING.get(name, {}).items():
         own = {} if train.get(section) is None else train[section]

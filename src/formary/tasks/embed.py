@@ -60,13 +60,10 @@ class Embed:
 
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
-        if len(rows) < 2:
-            raise DataError(f"data.sources: {len(rows)} training rows; vectors are learned by contrast between rows")
+        check_contrast(recipe, rows)
         for number, row in enumerate(rows, 1):
             _texts(row, f"training row {number}")
         train = recipe.train
-        if 1 in (train.batch, train.micro_batch):
-            raise RecipeError("train.batch: task embed contrasts the rows of a forward pass, so it needs at least 2")
         pooling = recipe.model.switches.get("pooling", "mean")
         if pooling not in ("first", "mean"):
             raise RecipeError(f"model.switches.pooling: task embed takes mean or first, not {pooling!r}")
@@ -204,6 +201,20 @@ def _example(reading: Reading, row: int) -> Example:
 def _part(batch: Batch, part: str) -> Batch:
     names = ("tokens", "mask", "types")
     return {name: batch[f"{part}_{name}"] for name in names if f"{part}_{name}" in batch}
+
+
+def check_contrast(recipe: Recipe, rows: Sequence[Row]) -> None:
+    """Refuse what leaves the rows of a forward pass nothing to be contrasted with.
+
+    Raises:
+        DataError: fewer than two training rows. RecipeError: one row in a forward pass.
+    """
+    if len(rows) < 2:
+        raise DataError(f"data.sources: {len(rows)} training rows; vectors are learned by contrast between rows")
+    if 1 in (recipe.train.batch, recipe.train.micro_batch):
+        raise RecipeError(
+            f"train.batch: task {recipe.task} contrasts the rows of a forward pass, so it needs at least 2"
+        )
 
 
 def same_rows(tokens: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from formary.errors import DataError, RecipeError
 from formary.model.config import ModelConfig, Topology
 from formary.model.topologies import Network, TwoTowers
 from formary.recipe.schema import Recipe
-from formary.tasks.embed import contrast, same_rows
+from formary.tasks.embed import check_contrast, contrast, same_rows
 from formary.tasks.models import context_of, picture_config
 from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
@@ -73,11 +73,8 @@ class MatchImageText:
 
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
-        if len(rows) < 2:
-            raise DataError(f"data.sources: {len(rows)} training rows; vectors are learned by contrast between rows")
+        check_contrast(recipe, rows)
         train, pooling = recipe.train, recipe.model.switches.get("pooling", "last")
-        if 1 in (train.batch, train.micro_batch):
-            raise RecipeError(f"train.batch: task {cls.name} contrasts the rows of a forward pass: it needs at least 2")
         if train.augment.mixup:
             raise RecipeError("train.augment.mixup: a mixture of two pictures has no text; leave it out")
         if pooling not in _POOLINGS:
@@ -169,9 +166,8 @@ class MatchImageText:
         texts = [n for n, row in enumerate(rows) if not offered[n] and ("text" in row or targets or n not in shown)]
         asked = dict.fromkeys(label for labels in offered for label in labels)
         asked |= dict.fromkeys(text_of(rows[number], "text", places[number]) for number in texts)
-        pictures = [
-            Example(self.pictures.one(rows[number], places[number]), row=place) for place, number in enumerate(shown)
-        ]
+        seen = self.pictures.read_at([rows[number] for number in shown], [places[number] for number in shown])
+        pictures = [Example(picture, row=place) for place, picture in enumerate(seen)]
         read = self.reader.read(list(asked))
         known = [Example(text.tokens, text.types, row=number) for number, text in enumerate(read)]
 
@@ -183,8 +179,8 @@ class MatchImageText:
         found: list[Answer] = [{} for _ in rows]
         for number, vector in zip(shown, of_picture):
             if offered[number]:
-                scale = float(network.similarity_scale.detach().exp().clamp(max=100.0))
-                found[number] = _chosen(vector, {label: of_text[label] for label in offered[number]}, scale)
+                texts_of = {label: of_text[label] for label in offered[number]}
+                found[number] = _chosen(vector, texts_of, float(network.scale.detach()))
             else:
                 found[number]["image_vector"] = vector
         for number in texts:

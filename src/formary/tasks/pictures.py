@@ -96,14 +96,20 @@ class PictureReader:
         """
         return [picture for picture, _ in self.sized(rows, where)]
 
+    def read_at(self, rows: Sequence[Row], places: Sequence[str]) -> list[Pixels]:
+        """The same, each row called its place in errors."""
+        return [picture for picture, _ in self._sized(rows, places)]
+
     def sized(self, rows: Sequence[Row], where: str) -> list[tuple[Pixels, tuple[int, int]]]:
         """The same with the width and height that each picture had, in pixels."""
+        return self._sized(rows, [f"{where} {number}" for number in range(1, len(rows) + 1)])
+
+    def _sized(self, rows: Sequence[Row], places: Sequence[str]) -> list[tuple[Pixels, tuple[int, int]]]:
         found: list[tuple[Pixels, tuple[int, int]]] = []
         with ThreadPoolExecutor() as threads:
             for start in range(0, len(rows), _TOGETHER):
-                part = rows[start : start + _TOGETHER]
-                places = [f"{where} {number}" for number in range(start + 1, start + 1 + len(part))]
-                found += threads.map(self._one, part, places)
+                stop = start + _TOGETHER
+                found += threads.map(self._one, rows[start:stop], places[start:stop])
         return found
 
     def one(self, row: Row, place: str) -> Pixels:
