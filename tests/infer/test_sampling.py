@@ -117,6 +117,32 @@ def test_temperature_divides_and_a_tiny_one_is_greedy_without_overflow() -> None
     assert np.allclose(np.diff(processed(row, temperature=0.5)), [[4.0, -2.0]])
     tiny = SamplingSettings(temperature=1e-40)
     assert sample(torch.tensor(row) * 30, Table([tiny]), [0.999]) == [1]
+    for least in (1e-46, 5e-324):  # which float32 would make 0
+        assert sample(torch.tensor(row), Table([SamplingSettings(temperature=least)]), [0.999]) == [1]
+
+
+settings_up_to_the_ends = st.fixed_dictionaries(
+    {"temperature": st.floats(min_value=0, allow_infinity=False)},
+    optional={
+        "top_k": st.integers(1, 10**30),
+        "top_p": st.floats(0, 1, exclude_min=True),
+        "min_p": st.floats(0, 1),
+        "typical_p": st.floats(0, 1, exclude_min=True),
+        "repetition_penalty": st.floats(min_value=1, allow_infinity=False),
+        "frequency_penalty": st.floats(0, 1e30),
+    },
+)
+
+
+@given(rows_of_logits, settings_up_to_the_ends, st.sampled_from([torch.float32, torch.float64]))
+def test_any_settings_within_their_ranges_choose_a_token_of_the_vocabulary(
+    logits: list[list[float]], options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    scores = torch.tensor(logits, dtype=dtype)
+    scores[:, 5] = -math.inf
+    table, histories = Table([SamplingSettings(**options)] * len(scores)), [History(7, [0, 5])] * len(scores)
+    for token in sample(scores, table, [1 - 2.0**-48] * len(scores), histories):
+        assert token == NO_TOKEN or (0 <= token < 7 and token != 5)
 
 
 def test_penalties_follow_their_formulas() -> None:

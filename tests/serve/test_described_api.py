@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -20,13 +21,23 @@ def test_nothing_that_is_sent_makes_the_server_fail(start: Any, models: Any) -> 
         for operation in schema.get_all_operations():
             operation = operation.ok()
 
-            @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-            @_given(operation)
-            def check(case: Any) -> None:
-                if isinstance(case.body, dict) and "model" in case.body and len(answered) % 2:
-                    case.body["model"] = ("writer", "embed", "classify")[len(answered) % 3]
-                if case.path_parameters and len(answered) % 2:
-                    case.path_parameters["model"] = tasks[len(answered) % 5]
+            @settings(
+                max_examples=300,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+                derandomize=True,
+            )
+            @given(
+                case=operation.as_strategy(),
+                model=st.none() | st.sampled_from(["writer", "embed", "classify"]),
+                task=st.none() | st.sampled_from(tasks),
+            )
+            def check(case: Any, model: str | None, task: str | None) -> None:
+                if model and isinstance(case.body, dict) and "model" in case.body:
+                    case.body["model"] = model
+                if task and case.path_parameters:
+                    case.path_parameters["model"] = task
                 response = case.call(timeout=60)
                 answered.append(response.status_code)
                 assert response.status_code < 500, (response.status_code, response.text, case.body)
@@ -35,9 +46,3 @@ def test_nothing_that_is_sent_makes_the_server_fail(start: Any, models: Any) -> 
         worker = made.worker()
         assert worker.alive and not worker._running
     assert len(answered) > 2000 and {200, 400} <= set(answered)
-
-
-def _given(operation: Any) -> Any:
-    from hypothesis import given
-
-    return given(case=operation.as_strategy())

@@ -139,14 +139,14 @@ class Table:
         for name, function in _FILTERS.items():
             active = [row for row in drawn if getattr(self.settings[row], name) not in (None, _NEUTRAL.get(name))]
             if active:
-                values = torch.tensor([getattr(self.settings[row], name) for row in active], device=device)[:, None]
+                values = _column([getattr(self.settings[row], name) for row in active], device)
                 self.filters.append((function, _rows(active, len(self.settings), device), values))
         biased = [(row, t, b) for row in rows for t, b in self.settings[row].logit_bias.items()]
         self.bias_at = tuple(torch.tensor([entry[place] for entry in biased], device=device) for place in (0, 1))
         self.bias = torch.tensor([entry[2] for entry in biased], device=device)
         self.penalised_rows = _rows(self.penalised, len(self.settings), device)
         self.penalties = {
-            name: torch.tensor([getattr(self.settings[row], name) for row in self.penalised], device=device)[:, None]
+            name: _column([getattr(self.settings[row], name) for row in self.penalised], device)
             for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")
         }
 
@@ -316,6 +316,13 @@ def _filter(logits: Tensor, table: Table) -> Tensor:
 def _rows(active: list[int], batch: int, device: torch.device | str) -> Tensor | None:
     """The active rows as an index, or None for all of them."""
     return None if len(active) == batch else torch.tensor(active, dtype=torch.long, device=device)
+
+
+def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
+    """Values as float32 (rows, 1): one that float32 would make 0 or infinite becomes the nearest that it can hold."""
+    limits = torch.finfo(torch.float32)
+    held = [math.copysign(min(max(abs(value), limits.tiny), limits.max), value) if value else 0.0 for value in values]
+    return torch.tensor(held, dtype=torch.float32, device=device)[:, None]
 
 
 def _check(name: str, value: Any, allowed: Any, meaning: str) -> None:
