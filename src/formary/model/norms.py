@@ -72,29 +72,32 @@ class InstanceNorm(nn.Module):
 
 def rms_norm(vectors: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`vectors` (..., width) brought to root mean square 1, times `weight` (width,)."""
-    if torch.is_grad_enabled() and vectors.dtype == weight.dtype and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and weight.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
         normed: Tensor = _RMSNorm.apply(vectors, weight, eps)  # type: ignore[no-untyped-call]
         return normed
     return F.rms_norm(vectors, weight.shape, weight.to(vectors.dtype), eps)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm is LayerNorm about a mean of zero; only the gradient's own mean, which LayerNorm removes, comes back."""
+    """RMSNorm is LayerNorm about a mean of zero; only the gradient's own mean, which LayerNorm removes, comes back.
+
+    It is computed in the weight's precision and comes back in that of the vectors.
+    """
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, weight: Tensor, eps: float) -> Tensor:
-        width = vectors.shape[-1]
-        scale = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).square_().div_(width).add_(eps).rsqrt_()
+        width, whole = vectors.shape[-1], vectors.to(weight.dtype)
+        scale = torch.linalg.vector_norm(whole, dim=-1, keepdim=True).square_().div_(width).add_(eps).rsqrt_()
         ctx.save_for_backward(vectors, weight, scale)
-        return (vectors * scale).mul_(weight)
+        return (whole * scale).mul_(weight).to(vectors.dtype)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         vectors, weight, scale = ctx.saved_tensors
-        gradient = outputs[0].contiguous()
+        gradient = outputs[0].to(weight.dtype).contiguous()
         of_vectors, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
             gradient,
-            vectors.contiguous(),
+            vectors.to(weight.dtype).contiguous(),
             weight.shape,
             torch.zeros_like(scale),
             scale,
@@ -103,4 +106,4 @@ class _RMSNorm(torch.autograd.Function):
             [True, True, False],
         )
         of_vectors.addcmul_(scale, (gradient @ weight).unsqueeze(-1), value=1 / weight.shape[0])
-        return of_vectors, of_weight, None
+        return of_vectors.to(vectors.dtype), of_weight, None
