@@ -339,6 +339,8 @@ def _model(lines: Lines, preset: str, size: str, read: _Size, pictures: Pictures
         1 if pictures.grey else 3,
         "all pictures looked at are grey" if pictures.grey else "colours",
     )
+    if preset in ("vit-mini", "yolos-mini"):
+        lines.add(2, "qk_norm", True, "learns faster; transformers opens only models without it")
     if dropout:
         lines.add(2, "dropout", dropout, "pictures are few, so some forgetting helps")
 
