@@ -163,6 +163,7 @@ class ModelConfig:
     image_size: int | None = None  # side of a square picture in pixels, as are those of its patches
     patch_size: int | None = None
     patch_bias: bool = True
+    conv_stem: bool = False  # a patch is what a few small convolutions make of it, each at half the resolution
     patch_norm: bool = False  # patches and class tokens are normed with their positions, before the blocks (CLIP)
     channels: int = 3  # of a picture; of a series the values of each step: its own, then those known of the future
     horizon: int | None = None  # steps of a series that are forecast; patch_size is in steps too
@@ -195,6 +196,10 @@ class ModelConfig:
             raise RecipeError("the decoder of an encoder_decoder needs cross_attention: true")
         if self.image_size is not None:
             object.__setattr__(self, "embedder", "patches")
+        if self.conv_stem and (self.patch_size is None or self.patch_size.bit_count() != 1 or self.patch_size < 2):
+            raise RecipeError(
+                f"patch_size {self.patch_size}: with conv_stem it must be 2, 4, 8, 16, ..., as each convolution halves a picture"
+            )
         if self.logit_cap is not None and not self.logit_cap > 0:
             raise RecipeError(f"logit_cap {self.logit_cap} must be above 0; null leaves logits as they are")
         if self.transformer.value_embeddings and not (self.topology == "decoder" and self.reads_text):

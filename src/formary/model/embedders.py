@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -111,7 +112,9 @@ class PatchEmbedder(nn.Module):
         assert config.image_size is not None and config.patch_size is not None
         self.dropout = Dropout(stack.dropout)
         size, bias = config.patch_size, config.patch_bias
-        self.patches = nn.Conv2d(config.channels, stack.width, size, stride=size, bias=bias)
+        self.patches: nn.Module = nn.Conv2d(config.channels, stack.width, size, stride=size, bias=bias)
+        if config.conv_stem:
+            self.patches = conv_stem(config.channels, stack.width, size)
         self.first = nn.Parameter(torch.zeros(config.class_tokens, 1, stack.width)) if config.class_tokens else None
         found = config.detection_tokens
         self.last = nn.Parameter(torch.zeros(1, found, stack.width)) if found else None
@@ -189,6 +192,17 @@ class ColumnEmbedder(nn.Module):
         places = cells[:, self.named].long() + torch.tensor(self.starts, dtype=torch.long, device=cells.device)
         vectors = torch.cat([scaled, self.categories[places]], dim=1)[:, self.order] + self.biases
         return cast(Tensor, self.dropout(torch.cat([self.first.expand(len(cells), -1, -1), vectors], dim=1)))
+
+
+def conv_stem(channels: int, width: int, patch: int) -> nn.Sequential:
+    """Pixels (batch, channels, height, width) to patches (batch, width, height / patch, width / patch).
+
+    By 3 x 3 convolutions, each of which halves the picture and doubles its numbers, instead of one product for each patch: a
+    small model then need not learn from few pictures what neighbours are (after Xiao et al. 2021, section 3; no batch norm).
+    """
+    widths = [channels, *(max(1, 2 * width // 2**left) for left in range(patch.bit_length() - 1, 0, -1))]
+    halving = [nn.Conv2d(*sizes, 3, stride=2, padding=1) for sizes in pairwise(widths)]
+    return nn.Sequential(*[layer for conv in halving for layer in (nn.GELU(), conv)][1:])
 
 
 def sinusoids(context: int, width: int) -> Tensor:

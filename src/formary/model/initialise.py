@@ -4,6 +4,7 @@ gpt2: normal 0.02, residual outputs divided by sqrt(2 x layers) (Radford et al. 
 zero_outputs: normal 0.02, residual outputs zero, so that a block begins as nothing (Zhang et al. 2019, section 3).
 llama, bert, bart: normal 0.02. vit: truncated normal 0.02 (Dosovitskiy et al. 2021); with detection tokens positions are
 sines and cosines (Beyer et al. 2022), theirs those of places spread over the picture.
+Convolutions of a stem: normal, so that each keeps the variance (He et al. 2015, section 2.2).
 t5: normal with the standard deviation that keeps each product at unit variance (Raffel et al. 2020; Mesh TensorFlow).
 """
 
@@ -30,6 +31,8 @@ def initialise(network: nn.Module, config: ModelConfig, *, seed: int | None = No
     for name, parameter in network.named_parameters():
         if parameter.ndim < 2:
             parameter.fill_(1.0 if name.endswith(("norm.weight", "value_mix.weight")) else 0.0)
+        elif config.conv_stem and parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter, generator=generator)
         elif config.initialisation == "vit":
             nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
         else:

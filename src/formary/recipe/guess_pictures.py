@@ -341,6 +341,8 @@ def _model(lines: Lines, preset: str, size: str, read: _Size, pictures: Pictures
     )
     if preset in ("vit-mini", "yolos-mini"):
         lines.add(2, "qk_norm", True, "learns faster; transformers opens only models without it")
+    if preset == "vit-mini":
+        lines.add(2, "conv_stem", True, "patches by small convolutions, likewise")
     if dropout:
         lines.add(2, "dropout", dropout, "pictures are few, so some forgetting helps")
 
