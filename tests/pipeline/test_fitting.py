@@ -77,9 +77,21 @@ def test_a_task_of_pictures_takes_models_of_patches_and_a_task_of_texts_none(tmp
             check_model(recipe("classify", model), tmp_path)
 
 
-def test_pictures_are_changed_only_where_there_are_some():
-    with pytest.raises(RecipeError, match=r"train\.augment: changes pictures, and task classify reads none"):
-        check_model(recipe("classify", "{preset: bert-mini}", overrides=["train.augment.crop=2"]), None)
+@pytest.mark.parametrize(
+    ("task", "preset", "change", "why"),
+    [
+        ("classify", "bert-mini", "crop=2", "learns its rows as they are"),
+        ("generate_image", "gpt-mini", "flip=true", "learns its rows as they are"),
+        ("detect", "yolos-mini", "mixup=0.2", "has crop, flip, mosaic"),
+        ("match_image_text", "clip-mini", "mixup=0.2", "has crop, flip, operations, erase"),
+        ("caption", "caption-mini", "mosaic=0.5", "has crop, flip, operations, erase"),
+        ("classify_image", "vit-mini", "mosaic=0.5", "has crop, flip, operations, erase, mixup"),
+    ],
+)
+def test_a_change_of_pictures_that_a_task_cannot_make_is_refused(task, preset, change, why):
+    kind = change.split("=")[0]
+    with pytest.raises(RecipeError, match=rf"train\.augment\.{kind}: is nothing for task {task}; it {why}"):
+        check_model(recipe(task, f"{{preset: {preset}}}", overrides=[f"train.augment.{change}"]), None)
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))

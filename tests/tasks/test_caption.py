@@ -29,7 +29,7 @@ def rows():
     return [{"image": picture(where), "caption": said} for _ in range(8) for where, said in SAID.items()]
 
 
-def recipe():
+def recipe(**train):
     return Recipe.model_validate(
         {
             "name": "t",
@@ -40,7 +40,7 @@ def recipe():
                 "size": "1x32",
                 "switches": {"image_size": 8, "patch_size": 4, "channels": 1},
             },
-            "train": {"batch": 8, "context": 40, "objective": {"longest_target": 40}},
+            "train": {"batch": 8, "context": 40, "objective": {"longest_target": 40}, **train},
         }
     )
 
@@ -84,6 +84,17 @@ def test_the_loss_counts_captions_and_their_ends(task, network, rows):
     _, count = task.loss(network, batch)
     assert int(count) == sum(len(row["caption"]) + 1 for row in rows[:3])
     assert batch["pixels"].shape == (3, 1, 8, 8) and next(iter(batch)) == "pixels"
+
+
+def test_a_training_step_changes_pictures_alone_and_depends_on_nothing_but_its_number(rows):
+    asked = recipe(augment={"crop": 2, "erase": 0.5})
+    task = Caption.learn(asked, Caption.vocabulary(asked, rows), rows, start=None)
+    examples = task.examples(rows[:5], targets=True)
+    plain, one, again, other = task.collate(examples), *(task.training_batch(examples, step) for step in (3, 3, 4))
+    assert torch.equal(one["pixels"], again["pixels"]) and not torch.equal(one["pixels"], other["pixels"])
+    assert not torch.equal(one["pixels"], plain["pixels"])
+    for name in ("decoder_tokens", "targets"):
+        assert torch.equal(one[name], plain[name])
 
 
 def test_a_folder_gives_the_same_captions(task, network, rows, tmp_path):

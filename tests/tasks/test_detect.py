@@ -211,8 +211,6 @@ def test_bad_rows_and_recipes_are_named(tmp_path):
         task.predict(None, [{"image": str(tmp_path / "none.png")}])
     with pytest.raises(DataError, match="no training row has a box"):
         _task([{**rows[0], "boxes": [], "labels": []}])
-    with pytest.raises(RecipeError, match=r"train\.augment\.mixup: boxes would not follow"):
-        _task(rows, _recipe(augment={"mixup": 0.2}))
     with pytest.raises(RecipeError, match=r"model\.switches\.detection_tokens"):
         _task(rows, _recipe({"detection_tokens": 0}))
 

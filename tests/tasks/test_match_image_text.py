@@ -188,6 +188,3 @@ def test_what_cannot_be_read_or_learned_is_named(task, network, rows):
         MatchImageText.learn(recipe(), task.tokenizer, rows[:1], start=None)
     with pytest.raises(RecipeError, match="at least 2"):
         MatchImageText.learn(recipe(train={"batch": 1, "context": 40}), task.tokenizer, rows, start=None)
-    with pytest.raises(RecipeError, match="mixture of two pictures has no text"):
-        asked = recipe(train={"batch": 8, "context": 40, "augment": {"mixup": 0.2}})
-        MatchImageText.learn(asked, task.tokenizer, rows, start=None)

@@ -21,8 +21,6 @@ Scene = tuple[Corners, NDArray[np.int64]]
 _SEEN = 0.6  # the share of a box that has to stay in the picture
 _CUTS = 32  # places tried for the point where four pictures meet
 _MIDDLE = (0.25, 0.75)  # where it may lie
-NOT_FOR_BOXES = ("operations", "erase", "mixup")
-"""Settings of `train.augment` that would leave boxes wrong."""
 
 
 def varied(

@@ -48,8 +48,10 @@ def check_model(recipe: Recipe, base: Path) -> None:
 
     labelled = labelled_task(recipe.task)
     task: Any = labelled or pretraining_task(recipe.task)
-    if recipe.train.augment.active and not hasattr(task, "training_batch"):
-        raise RecipeError(f"train.augment: changes pictures, and task {recipe.task} reads none; leave it out")
+    augments: tuple[str, ...] = getattr(task, "augments", ())
+    if unfit := [kind for kind in recipe.train.augment.asked if kind not in augments]:
+        has = f"it has {', '.join(augments)}" if augments else "it learns its rows as they are"
+        raise RecipeError(f"train.augment.{unfit[0]}: is nothing for task {recipe.task}; {has}")
     fitting = getattr(task, "topologies", ())
     if recipe.train.ramp:
         if not getattr(task, "ramps", False):

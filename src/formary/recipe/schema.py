@@ -387,9 +387,10 @@ class AugmentImages(Section):
     )
 
     @property
-    def active(self) -> bool:
-        """Whether anything is changed."""
-        return bool(self.crop or self.flip or self.operations or self.erase or self.mixup or self.mosaic)
+    def asked(self) -> list[str]:
+        """The kinds of change that are asked for."""
+        kinds = ("crop", "flip", "operations", "erase", "mixup", "mosaic")
+        return [kind for kind in kinds if getattr(self, kind)]
 
 
 class Train(Section):

@@ -22,7 +22,7 @@ from formary.model.topologies import EncoderDecoder, Network
 from formary.recipe.schema import Recipe
 from formary.tasks.cross_entropy import IGNORED, cross_entropy
 from formary.tasks.models import picture_config
-from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
+from formary.tasks.pictures import Origin, PictureReader, named, picture_rng, thumbnail, unreadable, worded
 from formary.tasks.protocol import Batch, Example, Prompt, Row, Source
 from formary.tasks.reading import padded, place_of, text_of
 from formary.tasks.translate import Translate
@@ -40,6 +40,7 @@ class Caption(Translate):
     form: ClassVar[RowForm] = RowForm(
         columns=("image", "caption"), text=named, files=("image",), unreadable=unreadable, alike=False
     )
+    augments: ClassVar[tuple[str, ...]] = ("crop", "flip", "operations", "erase")
     asks: ClassVar[tuple[str, ...]] = ("image",)
     pictures: PictureReader
     origin: Origin
@@ -89,16 +90,24 @@ class Caption(Translate):
         ]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        batch = {"pixels": self.pictures.pixels([example.inputs for example in examples])}
-        if any(example.target is None for example in examples):
-            return batch
+        pixels = self.pictures.pixels([example.inputs for example in examples])
+        written = all(example.target is not None for example in examples)
+        return {"pixels": pixels} | (self._captions(examples) if written else {})
+
+    def training_batch(self, examples: Sequence[Example], step: int) -> Batch:
+        """What a training step learns from: the pictures changed as `train.augment` says, the same at every resume."""
+        assert self.recipe is not None
+        train = self.recipe.train
+        pixels = self.pictures.changed(examples, train.augment, picture_rng(train, step))
+        return {"pixels": pixels} | self._captions(examples)
+
+    def _captions(self, examples: Sequence[Example]) -> Batch:
+        """What the decoder reads and what it is to write, each (batch, longest)."""
         pad, start = self.tokenizer.pad_id or 0, self.start_id
         assert start is not None
         begun = [np.insert(example.target[:-1], 0, start) for example in examples]
-        return batch | {
-            "decoder_tokens": padded(begun, pad),
-            "targets": padded([example.target for example in examples], IGNORED),
-        }
+        targets = padded([example.target for example in examples], IGNORED)
+        return {"decoder_tokens": padded(begun, pad), "targets": targets}
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the caption's tokens and its end."""

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from formary.data.augment_images import partners, varied
+from formary.data.augment_images import partners
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer, wordless
 from formary.model.config import ModelConfig, Topology
 from formary.recipe.schema import Recipe
 from formary.tasks.classify import Classify, label_of
 from formary.tasks.models import picture_config, with_label_head
-from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
+from formary.tasks.pictures import Origin, PictureReader, named, picture_rng, thumbnail, unreadable, worded
 from formary.tasks.protocol import Batch, Example, Row
 
 
@@ -41,6 +41,7 @@ class ClassifyImage(Classify):
         alike=False,
         check=lambda row, where: label_of(row, where),
     )
+    augments: ClassVar[tuple[str, ...]] = ("crop", "flip", "operations", "erase", "mixup")
     asks: ClassVar[tuple[str, ...]] = ("image",)
     pictures: PictureReader
     origin: Origin
@@ -93,9 +94,8 @@ class ClassifyImage(Classify):
     def training_batch(self, examples: Sequence[Example], step: int) -> Batch:
         """What a training step learns from: the pictures changed as `train.augment` says, the same at every resume."""
         assert self.recipe is not None
-        augment, rng = self.recipe.train.augment, np.random.default_rng([self.recipe.train.seed, step, 11])
-        pictures = varied(np.stack([example.inputs for example in examples]), augment, rng)
-        batch = {"pixels": self.pictures.pixels(list(pictures))} | self._targets(examples)
+        augment, rng = self.recipe.train.augment, picture_rng(self.recipe.train, step)
+        batch = {"pixels": self.pictures.changed(examples, augment, rng)} | self._targets(examples)
         if augment.mixup and len(examples) > 1:
             others, own = partners(len(examples), augment.mixup, rng)
             share, order = torch.from_numpy(own), torch.from_numpy(others)

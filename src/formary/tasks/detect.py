@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formary.data.augment_boxes import NOT_FOR_BOXES, Scene, varied
+from formary.data.augment_boxes import Scene, varied
 from formary.data.boxes import Boxes, boxes_of, coco_results
 from formary.data.images import size_of
 from formary.data.records import RowForm
@@ -31,7 +31,7 @@ from formary.model.topologies import Encoder, Network
 from formary.recipe.schema import Objective, Recipe
 from formary.tasks.matching import NONE, centred, cornered, generalised_iou, lying, matched
 from formary.tasks.models import picture_config
-from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
+from formary.tasks.pictures import Origin, PictureReader, named, picture_rng, thumbnail, unreadable, worded
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import outputs, place_of
 
@@ -59,6 +59,7 @@ class Detect:
     form: ClassVar[RowForm] = RowForm(
         columns=("image", "labels"), text=named, files=("image",), unreadable=unreadable, alike=False, check=_checked
     )
+    augments: ClassVar[tuple[str, ...]] = ("crop", "flip", "mosaic")
     asks: ClassVar[tuple[str, ...]] = ("image",)
     answers: ClassVar[Answers] = "boxes"
 
@@ -93,9 +94,6 @@ class Detect:
 
     @classmethod
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
-        refused = next((name for name in NOT_FOR_BOXES if getattr(recipe.train.augment, name)), None)
-        if refused:
-            raise RecipeError(f"train.augment.{refused}: boxes would not follow; detect has crop, flip and mosaic")
         known = [boxes_of(row, f"training row {number}") for number, row in enumerate(rows, 1)]
         labels = sorted({label for boxes in known for label in boxes.labels})
         if not labels:
@@ -172,7 +170,7 @@ class Detect:
     def training_batch(self, examples: Sequence[Example], step: int) -> Batch:
         """What a training step learns from: pictures changed with their boxes, the same at every resume."""
         assert self.recipe is not None
-        augment, rng = self.recipe.train.augment, np.random.default_rng([self.recipe.train.seed, step, 11])
+        augment, rng = self.recipe.train.augment, picture_rng(self.recipe.train, step)
         pictures = np.stack([example.inputs for example in examples])
         changed, scenes = varied(pictures, [example.target for example in examples], augment, rng)
         return self._batch(list(changed), scenes)

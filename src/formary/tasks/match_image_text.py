@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from formary.data import tokenizer as tokenizers
-from formary.data.augment_images import varied
 from formary.data.records import RowForm
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError, RecipeError
@@ -27,7 +26,7 @@ from formary.model.topologies import Network, TwoTowers
 from formary.recipe.schema import Recipe
 from formary.tasks.embed import check_contrast, contrast, same_rows
 from formary.tasks.models import context_of, picture_config
-from formary.tasks.pictures import Origin, PictureReader, named, thumbnail, unreadable, worded
+from formary.tasks.pictures import Origin, PictureReader, named, picture_rng, thumbnail, unreadable, worded
 from formary.tasks.protocol import Answer, Answers, Batch, Example, Precision, Progress, Row
 from formary.tasks.reading import Reader, collated, outputs, text_of
 
@@ -43,6 +42,7 @@ class MatchImageText:
     form: ClassVar[RowForm] = RowForm(
         columns=("image", "text"), text=named, files=("image",), unreadable=unreadable, alike=False
     )
+    augments: ClassVar[tuple[str, ...]] = ("crop", "flip", "operations", "erase")
     asks: ClassVar[tuple[str, ...]] = ("text",)
     asks_any: ClassVar[bool] = True  # a row may have a picture, a text, or both
     answers: ClassVar[Answers] = "retrieval"
@@ -75,8 +75,6 @@ class MatchImageText:
     def learn(cls, recipe: Recipe, tokenizer: Tokenizer, rows: Sequence[Row], *, start: ModelConfig | None) -> Self:
         check_contrast(recipe, rows)
         train, pooling = recipe.train, recipe.model.switches.get("pooling", "last")
-        if train.augment.mixup:
-            raise RecipeError("train.augment.mixup: a mixture of two pictures has no text; leave it out")
         if pooling not in _POOLINGS:
             raise RecipeError(f"model.switches.pooling: one of {', '.join(_POOLINGS)}, not {pooling!r}")
         pictures = PictureReader.learned(recipe, tokenizer, "two_towers", rows, start)
@@ -130,9 +128,8 @@ class MatchImageText:
         """What a training step learns from: the pictures changed as `train.augment` says, the same at every resume."""
         assert self.recipe is not None
         train = self.recipe.train
-        rng = np.random.default_rng([train.seed, step, 11])
-        pictures = varied(np.stack([example.inputs for example in examples]), train.augment, rng)
-        return {"pixels": self.pictures.pixels(list(pictures))} | self._texts(examples)
+        pixels = self.pictures.changed(examples, train.augment, picture_rng(train, step))
+        return {"pixels": pixels} | self._texts(examples)
 
     def loss(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of finding a picture's text among those of the batch, and a text's picture; their mean.

@@ -19,13 +19,14 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from formary.data.augment_images import varied
 from formary.data.images import Pixels, data_uri, decoded, fitted, is_data_uri
 from formary.data.tokenizer import Tokenizer
 from formary.errors import DataError
 from formary.model.config import ModelConfig, Topology
-from formary.recipe.schema import Recipe
+from formary.recipe.schema import AugmentImages, Recipe, Train
 from formary.tasks.models import picture_config
-from formary.tasks.protocol import Row
+from formary.tasks.protocol import Example, Row
 
 SENT = "sent_size"
 """Column in which a row says how large its picture was, where it was made small on its way."""
@@ -155,6 +156,10 @@ class PictureReader:
         small = np.stack([fitted(picture, side).reshape(-1) for picture in self.read(rows, "row")])
         return small.astype(np.float32) / np.float32(255)
 
+    def changed(self, examples: Sequence[Example], augment: AugmentImages, rng: np.random.Generator) -> Tensor:
+        """The pixels of examples' pictures (batch, channels, size, size), changed as `train.augment` says."""
+        return self.pixels(list(varied(np.stack([example.inputs for example in examples]), augment, rng)))
+
     def pixels(self, pictures: Sequence[Pixels]) -> Tensor:
         """Pictures as a network reads them: (batch, channels, size, size), mean taken off and divided by std."""
         whole = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
@@ -186,6 +191,11 @@ class Origin:
         """For the model's folder; nothing where nothing was said."""
         said = {"columns": dict(self.columns), "names": list(self.names)}
         return {name: value for name, value in said.items() if value}
+
+
+def picture_rng(train: Train, step: int) -> np.random.Generator:
+    """What the changes to the pictures of a training step are drawn from: the same whenever it is done."""
+    return np.random.default_rng([train.seed, step, 11])
 
 
 def spread(pictures: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
