@@ -29,12 +29,12 @@ def rows():
     return [{"image": picture(where), "caption": said} for _ in range(8) for where, said in SAID.items()]
 
 
-def recipe(**train):
+def recipe(tokenizer=None, **train):
     return Recipe.model_validate(
         {
             "name": "t",
             "task": "caption",
-            "data": {"sources": ["x"], "tokenizer": {"kind": "characters"}},
+            "data": {"sources": ["x"], "tokenizer": tokenizer or {"kind": "characters"}},
             "model": {
                 "preset": "caption-mini",
                 "size": "1x32",
@@ -95,6 +95,23 @@ def test_a_training_step_changes_pictures_alone_and_depends_on_nothing_but_its_n
     assert not torch.equal(one["pixels"], plain["pixels"])
     for name in ("decoder_tokens", "targets"):
         assert torch.equal(one[name], plain[name])
+
+
+def test_captions_that_the_tokenizer_writes_otherwise_are_counted_and_one_is_shown(rows):
+    told = [{**row, "caption": row["caption"].replace("light", "half-light")} for row in rows[:6]]
+    for tokenizer, noted in (
+        (
+            {"kind": "wordpiece", "vocab_size": 60},
+            ["'half-light above and dark below' comes out as 'half - light above"],
+        ),
+        ({"kind": "bpe", "vocab_size": 280}, []),
+    ):
+        asked = recipe(tokenizer)
+        task = Caption.learn(asked, Caption.vocabulary(asked, told), told, start=None)
+        task.examples(told, targets=True)
+        assert len(task.notes()) == len(noted)
+        for note, said in zip(task.notes(), noted):
+            assert said in note and note.startswith("6 targets were not written by this tokenizer as they stand")
 
 
 def test_a_folder_gives_the_same_captions(task, network, rows, tmp_path):

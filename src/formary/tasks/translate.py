@@ -68,6 +68,8 @@ class Translate:
             raise RecipeError(f"train.context: {context} tokens leave no room for a source beside the target")
         self.reader = Reader(tokenizer, room)
         self.targets_cut = 0
+        self.respelled = 0  # targets that the tokenizer writes otherwise
+        self.respelling = ("", "")  # the first of them, and how it is written
 
     @classmethod
     def special_tokens(cls, recipe: Recipe) -> str:
@@ -190,6 +192,12 @@ class Translate:
                 f"{_many(self.targets_cut, 'target')} longer than {self.longest_target} tokens and cut to them; raise "
                 "train.objective.longest_target (and if need be train.context) to keep more"
             )
+        if self.respelled:
+            text, written = self.respelling
+            said.append(
+                f"{_many(self.respelled, 'target')} not written by this tokenizer as they stand: '{text:.80}' comes out as "
+                f"'{written:.80}'; data.tokenizer: {{kind: bpe}} writes every text"
+            )
         return said
 
     def _targets(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -203,6 +211,11 @@ class Translate:
                 tokens = np.append(tokens, self.end)
             self.targets_cut += len(tokens) > self.longest_target
             found.append(tokens[: self.longest_target])
+        written = backend.decode_batch([tokens.tolist() for tokens in found], skip_special_tokens=True)
+        for text, again, tokens in zip(texts, written, found):
+            if tokens[-1] == self.end and again.split() != text.split():
+                self.respelling = self.respelling if self.respelled else (text, again)
+                self.respelled += 1
         return found
 
 
