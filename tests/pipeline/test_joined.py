@@ -25,8 +25,8 @@ _TEXTS = [f"a {name}" for name in _CLASSES]
 VIT = {"image_size": 8, "patch_size": 4}
 
 
-def vit(size="1x32"):
-    return build(preset("vit-mini", vocab_size=1, context=16, size=size, switches=VIT), seed=1)
+def vit(size="1x32", name="vit-mini", **switches):
+    return build(preset(name, vocab_size=1, context=16, size=size, switches={**VIT, **switches}), seed=1)
 
 
 def words(name, vocab_size=20, size="2x32"):
@@ -75,9 +75,12 @@ def trained(home, task, train=None, **model):
     return run(home / "recipe.yaml", folder=home / "run", console=Console(quiet=True))
 
 
+@pytest.mark.parametrize(
+    "eyes", [{}, {"conv_stem": True, "qk_norm": True}, {"name": "yolos-mini", "detection_tokens": 3}]
+)
 @pytest.mark.parametrize(("name", "topology"), [("gpt2-mini", "encoder_decoder"), ("bert-mini", "two_towers")])
-def test_both_sides_compute_what_they_did_alone(name, topology):
-    seeing, wording = vit().eval(), words(name).eval()
+def test_both_sides_compute_what_they_did_alone(name, topology, eyes):
+    seeing, wording = vit(**eyes).eval(), words(name).eval()
     whole = joined(seeing, wording, topology, seed=3).eval()
     pixels, tokens = torch.randn(2, 3, 8, 8), torch.randint(0, 20, (2, 6))
     with torch.no_grad():

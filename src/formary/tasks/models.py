@@ -16,8 +16,8 @@ from formary.recipe.presets import PRESETS, preset
 from formary.recipe.schema import Recipe
 
 _SEEING = (
-    "image_size", "patch_size", "patch_bias", "conv_stem", "patch_norm", "channels", "class_tokens", "image_cut", "image_mean",
-    "image_std",
+    "image_size", "patch_size", "patch_bias", "conv_stem", "patch_norm", "channels", "class_tokens", "detection_tokens",
+    "image_cut", "image_mean", "image_std",
 )  # fmt: skip
 """What a config says of pictures."""
 
