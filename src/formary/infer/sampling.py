@@ -319,7 +319,7 @@ def _rows(active: list[int], batch: int, device: torch.device | str) -> Tensor |
 
 
 def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
-    """Values as float32 (rows, 1): one that float32 would make 0 or infinite becomes the nearest that it can hold."""
+    """Values as float32 (rows, 1); beyond its normal numbers, where they would be 0 or infinite, the nearest of those."""
     limits = torch.finfo(torch.float32)
     held = [math.copysign(min(max(abs(value), limits.tiny), limits.max), value) if value else 0.0 for value in values]
     return torch.tensor(held, dtype=torch.float32, device=device)[:, None]

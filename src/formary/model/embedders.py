@@ -112,9 +112,11 @@ class PatchEmbedder(nn.Module):
         assert config.image_size is not None and config.patch_size is not None
         self.dropout = Dropout(stack.dropout)
         size, bias = config.patch_size, config.patch_bias
-        self.patches: nn.Module = nn.Conv2d(config.channels, stack.width, size, stride=size, bias=bias)
+        self.patches: nn.Module
         if config.conv_stem:
             self.patches = conv_stem(config.channels, stack.width, size)
+        else:
+            self.patches = nn.Conv2d(config.channels, stack.width, size, stride=size, bias=bias)
         self.first = nn.Parameter(torch.zeros(config.class_tokens, 1, stack.width)) if config.class_tokens else None
         found = config.detection_tokens
         self.last = nn.Parameter(torch.zeros(1, found, stack.width)) if found else None

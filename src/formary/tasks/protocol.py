@@ -162,8 +162,9 @@ class LabelledTask(Task, Protocol):
     It may say more of itself: `topologies` of the models it can train and the `embedder` that they read with (tokens, when
     left out), so that others are refused before any work; `augments`, the changes of `train.augment` that it can make;
     `needs_start`, that it changes a model which was trained before; and `vocabulary(recipe, rows)`, the tokenizer of what
-    its training rows hold, where that is not running text; `training_batch(examples, step)` gives what a training step learns from, where that is not `collate`'s: pictures that are changed and mixed, a function of the step; `features(rows)`
-    gives numbers (rows, numbers) for the linear baseline, which `features_are` names, where rows have no text;
+    its training rows hold, where that is not running text; `training_batch(examples, step)` gives what a training step learns
+    from, where that is not `collate`'s: pictures that are changed and mixed, a function of the step; `features(rows)` gives
+    numbers (rows, numbers) for the linear baseline, which `features_are` names, where rows have no text;
     `worded(row)` stands for a row that is no text in a line about it; `thumbnail(row)` is a small picture of a row, as a data
     URI; `asks_any`, that a row may have any of its columns and need not have what the task asks for.
     """

@@ -214,7 +214,8 @@ class Translate:
         written = backend.decode_batch([tokens.tolist() for tokens in found], skip_special_tokens=True)
         for text, again, tokens in zip(texts, written, found):
             if tokens[-1] == self.end and again.split() != text.split():
-                self.respelling = self.respelling if self.respelled else (text, again)
+                if not self.respelled:
+                    self.respelling = (text, again)
                 self.respelled += 1
         return found
 
